@@ -1,0 +1,203 @@
+/**
+ * The derivative of every op, one entry each: given what the call kept, from the gradient of its result to those of
+ * its inputs. Written with tensor functions, so that every entry differentiates again; only fused ops call a
+ * `…Backward` op.
+ */
+import { isFloat } from "../tensor/dtype.ts";
+import {
+  add,
+  cast,
+  cos,
+  div,
+  equal,
+  erf,
+  exp,
+  greater,
+  less,
+  log,
+  mul,
+  neg,
+  pow,
+  sigmoid,
+  sign,
+  sin,
+  square,
+  sub,
+  tanh,
+  where,
+} from "../tensor/elementwise.ts";
+import { oneHot, scatterAdd, take } from "../tensor/gather.ts";
+import { matmul } from "../tensor/matmul.ts";
+import { broadcastTo, expandDims, padOp, permute, reshape, slice, sliceOp } from "../tensor/movement.ts";
+import { type Op, run } from "../tensor/op.ts";
+import type { OpName, ParamsOfName } from "../tensor/ops.ts";
+import { cumsumOp, reducedShape, type ReduceParams, sum } from "../tensor/reduce.ts";
+import { sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
+import { zeros } from "../tensor/create.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { Call, Pullback } from "./tape.ts";
+
+/** What an op's entry is: its derivative, or null where there is none. */
+type Vjp<Params> = ((call: Call<Params>) => Pullback | null) | null;
+
+/** Sums a gradient over the axes along which its input was repeated. */
+function sumTo(dy: Tensor, shape: Shape): Tensor {
+  if (sameShape(dy.shape, shape)) return dy;
+  const lead = dy.rank - shape.length;
+  const axis = dy.shape.flatMap((n, i) => i < lead || (shape[i - lead] === 1 && n !== 1) ? [i] : []);
+  return reshape(sum(dy, { axis }), shape);
+}
+
+/** A reduced tensor, repeated along the axes that were reduced. */
+function spread(y: Tensor, shape: Shape, { axes }: Pick<ReduceParams, "axes">): Tensor {
+  return broadcastTo(reshape(y, reducedShape(shape, { axes, keepDims: true })), shape);
+}
+
+/** Both factors' gradients, each only when wanted. */
+function pair(a: Shape, da: () => Tensor, b: Shape, db: () => Tensor): (() => Tensor)[] {
+  return [() => sumTo(da(), a), () => sumTo(db(), b)];
+}
+
+/** The larger (or smaller) operand takes the gradient; equal ones share it. */
+function choice(takesLeft: (a: Tensor, b: Tensor) => Tensor) {
+  return ({ inputs: [a, b] }: Call<unknown>): Pullback => (dy) => {
+    const half = mul(dy, 0.5), none = mul(dy, 0);
+    const part = (x: Tensor, y: Tensor) => where(takesLeft(x, y), dy, where(equal(x, y), half, none));
+    return pair(a.shape, () => part(a, b), b.shape, () => part(b, a));
+  };
+}
+
+/** The extreme elements share the gradient evenly. */
+function extreme({ inputs: [x], output: y, params }: Call<ReduceParams>): Pullback {
+  return (dy) => {
+    const hits = cast(equal(x, spread(y, x.shape, params)), dy.dtype);
+    const count = sum(hits, { axis: params.axes, keepDims: true });
+    return [div(mul(hits, spread(dy, x.shape, params)), count)];
+  };
+}
+
+/** The derivative of every op. */
+export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
+  // create
+  full: null,
+  arange: null,
+  // elementwise
+  add: ({ shapes: [a, b] }) => (dy) => pair(a, () => dy, b, () => dy),
+  sub: ({ shapes: [a, b] }) => (dy) => pair(a, () => dy, b, () => neg(dy)),
+  mul: ({ inputs: [a, b] }) => (dy) => pair(a.shape, () => mul(dy, b), b.shape, () => mul(dy, a)),
+  div: ({ inputs: [a, b] }) => (dy) =>
+    pair(a.shape, () => div(dy, b), b.shape, () => neg(div(mul(dy, div(a, b)), b))),
+  pow: ({ inputs: [a, b], output: y }) => (dy) =>
+    pair(
+      a.shape,
+      () => mul(dy, where(equal(b, 0), mul(y, 0), mul(b, pow(a, sub(b, 1))))),
+      b.shape,
+      () => mul(dy, where(equal(a, 0), mul(y, 0), mul(y, log(a)))),
+    ),
+  maximum: choice(greater),
+  minimum: choice(less),
+  equal: null,
+  less: null,
+  lessEqual: null,
+  logicalAnd: null,
+  logicalOr: null,
+  logicalNot: null,
+  isFinite: null,
+  neg: () => (dy) => [neg(dy)],
+  abs: ({ inputs: [x] }) => (dy) => [mul(dy, sign(x))],
+  sign: null,
+  square: ({ inputs: [x] }) => (dy) => [mul(dy, mul(x, 2))],
+  relu: ({ inputs: [x] }) => (dy) => [where(greater(x, 0), dy, mul(dy, 0))],
+  exp: ({ output: y }) => (dy) => [mul(dy, y)],
+  exp2: ({ output: y }) => (dy) => [mul(dy, mul(y, Math.LN2))],
+  log: ({ inputs: [x] }) => (dy) => [div(dy, x)],
+  sqrt: ({ output: y }) => (dy) => [div(mul(dy, 0.5), y)],
+  rsqrt: ({ inputs: [x], output: y }) => (dy) => [mul(mul(dy, -0.5), div(y, x))],
+  tanh: ({ output: y }) => (dy) => [mul(dy, sub(1, square(y)))],
+  sigmoid: ({ output: y }) => (dy) => [mul(dy, mul(y, sub(1, y)))],
+  silu: ({ inputs: [x] }) => (dy) => {
+    const s = sigmoid(x);
+    return [mul(dy, mul(s, add(1, mul(x, sub(1, s)))))];
+  },
+  gelu: ({ inputs: [x], params: { approximate } }) => (dy) => {
+    if (approximate === "none") {
+      const density = mul(exp(mul(square(x), -0.5)), 1 / Math.sqrt(2 * Math.PI));
+      return [mul(dy, add(mul(add(erf(mul(x, Math.SQRT1_2)), 1), 0.5), mul(x, density)))];
+    }
+    const c = Math.sqrt(2 / Math.PI);
+    const t = tanh(mul(mul(x, add(mul(square(x), 0.044715), 1)), c));
+    const slope = mul(mul(x, sub(1, square(t))), add(mul(square(x), 3 * 0.044715 * c), c));
+    return [mul(dy, mul(add(add(t, 1), slope), 0.5))];
+  },
+  erf: ({ inputs: [x] }) => (dy) => [mul(dy, mul(exp(neg(square(x))), 2 / Math.sqrt(Math.PI)))],
+  sin: ({ inputs: [x] }) => (dy) => [mul(dy, cos(x))],
+  cos: ({ inputs: [x] }) => (dy) => [neg(mul(dy, sin(x)))],
+  where: ({ inputs: [condition], shapes: [, a, b] }) => (dy) => [
+    null,
+    () => sumTo(where(condition, dy, mul(dy, 0)), a),
+    () => sumTo(where(condition, mul(dy, 0), dy), b),
+  ],
+  cast: ({ dtypes: [from], params: { dtype } }) => isFloat(from) && isFloat(dtype) ? (dy) => [cast(dy, from)] : null,
+  // movement
+  reshape: ({ shapes: [x] }) => (dy) => [reshape(dy, x)],
+  permute: ({ params: { axes } }) => (dy) => [permute(dy, axes.map((_, i) => axes.indexOf(i)))],
+  broadcastTo: ({ shapes: [x] }) => (dy) => [sumTo(dy, x)],
+  slice: ({ shapes: [x], params: { begin, strides } }) => (dy) => {
+    const reach = (i: number) => dy.shape[i] === 0 ? 0 : (dy.shape[i] - 1) * strides[i] + 1;
+    const after = x.map((n, i) => n - begin[i] - reach(i));
+    return [run(padOp, [dy], { before: begin, after, interior: strides.map((s) => s - 1), value: 0 })];
+  },
+  pad: ({ shapes: [x], params: { before, interior } }) => (dy) => {
+    const end = before.map((b, i) => x[i] === 0 ? b : b + (x[i] - 1) * (interior[i] + 1) + 1);
+    return [run(sliceOp, [dy], { begin: before, end, strides: interior.map((n) => n + 1) })];
+  },
+  concat: ({ shapes, params: { axis } }) => (dy) => {
+    const starts = shapes.map((_, i) => shapes.slice(0, i).reduce((n, s) => n + s[axis], 0));
+    return shapes.map((s, i) => () => {
+      const begin = s.map((_, a) => a === axis ? starts[i] : 0);
+      return slice(dy, begin, begin.map((b, a) => b + s[a]));
+    });
+  },
+  // reduce
+  sum: ({ shapes: [x], params }) => (dy) => [spread(dy, x, params)],
+  mean: ({ shapes: [x], params }) => (dy) => [
+    spread(mul(dy, 1 / sizeOf(params.axes.map((a) => x[a]))), x, params),
+  ],
+  max: extreme,
+  min: extreme,
+  logsumexp: ({ inputs: [x], output: y, params }) => (dy) => [
+    mul(spread(dy, x.shape, params), exp(sub(x, spread(y, x.shape, params)))),
+  ],
+  argmax: null,
+  argmin: null,
+  cumsum: ({ params: { axis, reverse } }) => (dy) => [run(cumsumOp, [dy], { axis, reverse: !reverse })],
+  topK: ({ shapes: [x], outputs: [, indices] }) => (dy) => [
+    sum(mul(expandDims(dy, -1), oneHot(indices, x.at(-1)!, { dtype: dy.dtype })), { axis: -2 }),
+  ],
+  // gather
+  take: ({ inputs: [, indices], shapes: [x], params }) => (dy) => [
+    scatterAdd(zeros(x, { dtype: dy.dtype, backend: dy.backend }), indices, dy, params),
+    null,
+  ],
+  scatterAdd: ({ inputs: [, indices], params }) => (dy) => [dy, null, () => take(dy, indices, params)],
+  // norm
+  softmax: ({ output: y, params: { axis } }) => (dy) => [mul(y, sub(dy, sum(mul(dy, y), { axis, keepDims: true })))],
+  logSoftmax: ({ output: y, params: { axis } }) => (dy) => [
+    sub(dy, mul(exp(y), sum(dy, { axis, keepDims: true }))),
+  ],
+  // matmul
+  matmul: ({ inputs: [a, b], params: { transposeA: ta, transposeB: tb } }) => (dy) =>
+    pair(
+      a.shape,
+      () => ta ? matmul(b, dy, { transposeA: tb, transposeB: true }) : matmul(dy, b, { transposeB: !tb }),
+      b.shape,
+      () => tb ? matmul(dy, a, { transposeA: true, transposeB: ta }) : matmul(a, dy, { transposeA: !ta }),
+    ),
+};
+
+/** The pullback of a call, or null when the op has no derivative. */
+export function pullbackOf<P>(op: Op<P>, call: Call<P>): Pullback | null {
+  const vjp = vjps[op.name as OpName] as Vjp<P> | undefined;
+  if (vjp === undefined) throw new Error(`${op.name} is not in the table of derivatives`);
+  return vjp === null ? null : vjp(call);
+}

@@ -1,0 +1,83 @@
+/**
+ * A pure-functional tensor library with tape autograd, whose heavy operations are WebGPU kernels.
+ *
+ * @example
+ * ```ts
+ * import { grad, init, matmul, sum, tensor } from "@flashtape/flashtape";
+ * await init();
+ * const w = tensor([[1, 2], [3, 4]]);
+ * const dw = grad((w) => sum(matmul(w, w)))(w);
+ * console.log(await dw.array());
+ * ```
+ *
+ * @module
+ */
+export { checkpoint, grad, stopGradient, valueAndGrad, vjp } from "./autograd/grad.ts";
+export type { ArgNums, GradientsOf, GradOptions, VjpFunction } from "./autograd/grad.ts";
+export { getBackend, memory, resetPeak, setBackend } from "./tensor/backend.ts";
+export type { Backend, Capabilities, MemoryInfo } from "./tensor/backend.ts";
+export { cpu } from "./tensor/cpu.ts";
+export { arange, fromBytes, full, ones, tensor, zeros } from "./tensor/create.ts";
+export type { CreateOptions, HostValues } from "./tensor/create.ts";
+export type { DType, HostArray } from "./tensor/dtype.ts";
+export {
+  abs,
+  add,
+  cast,
+  cos,
+  div,
+  equal,
+  erf,
+  exp,
+  exp2,
+  gelu,
+  greater,
+  greaterEqual,
+  isFinite,
+  less,
+  lessEqual,
+  log,
+  logicalAnd,
+  logicalNot,
+  logicalOr,
+  maximum,
+  minimum,
+  mul,
+  neg,
+  pow,
+  relu,
+  rsqrt,
+  sigmoid,
+  sign,
+  silu,
+  sin,
+  sqrt,
+  square,
+  sub,
+  tanh,
+  where,
+} from "./tensor/elementwise.ts";
+export type { GeluOptions, Operand } from "./tensor/elementwise.ts";
+export * from "./tensor/errors.ts";
+export { eye, oneHot, scatterAdd, take } from "./tensor/gather.ts";
+export { matmul } from "./tensor/matmul.ts";
+export type { MatmulOptions } from "./tensor/matmul.ts";
+export {
+  broadcastTo,
+  concat,
+  expandDims,
+  pad,
+  permute,
+  reshape,
+  slice,
+  squeeze,
+  stack,
+  transpose,
+} from "./tensor/movement.ts";
+export { logSoftmax, softmax } from "./tensor/norm.ts";
+export { argmax, argmin, cumsum, logsumexp, max, mean, min, sum, topK } from "./tensor/reduce.ts";
+export type { ArgOptions, ReduceOptions } from "./tensor/reduce.ts";
+export { dispose, scope } from "./tensor/scope.ts";
+export type { Shape } from "./tensor/shape.ts";
+export { Tensor } from "./tensor/tensor.ts";
+export type { NestedArray } from "./tensor/tensor.ts";

@@ -1,0 +1,99 @@
+/** What a backend is, and which one creators use. */
+import type { DType } from "./dtype.ts";
+import type { Op, Spec } from "./op.ts";
+import type { Layout } from "./shape.ts";
+import type { Storage, Tensor } from "./tensor.ts";
+
+/** What a device can do, as probed. */
+export interface Capabilities {
+  /** Whether kernels may multiply in f16. Storage in f16 needs no feature. */
+  readonly f16: boolean;
+  /** Whether kernels may use subgroup operations. */
+  readonly subgroups: boolean;
+  /** Lanes of a subgroup; 0 without subgroups. */
+  readonly subgroupSize: number;
+  /** The matrix units' shapes and types; empty without them. */
+  readonly subgroupMatrix: readonly { m: number; n: number; k: number; ab: string; acc: string }[];
+  /** Whether GPU timestamps can be taken. */
+  readonly timestamps: boolean;
+  /** The largest tensor that one kernel can bind, in bytes. */
+  readonly maxBinding: number;
+  /** Workgroup memory, in bytes. */
+  readonly maxWorkgroupMemory: number;
+  /** Invocations in one workgroup. */
+  readonly maxInvocations: number;
+  /** Workgroups along one axis of a dispatch. */
+  readonly maxWorkgroups: number;
+}
+
+/** Bytes held on a backend. */
+export interface MemoryInfo {
+  /** Bytes that live tensors hold. */
+  readonly current: number;
+  /** The most that `current` has been since the start or `resetPeak()`. */
+  readonly peak: number;
+  /** Bytes kept for reuse. */
+  readonly pooled: number;
+}
+
+/** Where tensors live and ops run. */
+export interface Backend {
+  /** `cpu` or `webgpu`. */
+  readonly name: string;
+  /** The device in words. */
+  readonly description: string;
+  /** What the device can do. */
+  readonly capabilities: Capabilities;
+  /** The element types that tensors can have here. */
+  readonly dtypes: readonly DType[];
+  /** Storage that holds the little-endian bytes of a dtype. */
+  upload(dtype: DType, bytes: Uint8Array): Storage;
+  /** Dense storage with the elements that a handle sees. */
+  copy(x: Tensor): Storage;
+  /** Runs an op; `into` holds, for an op that works in place, the storage of each output. */
+  run<P>(op: Op<P>, inputs: readonly Tensor[], params: P, outputs: readonly Spec[], into?: readonly Storage[]): Storage[];
+  /** The elements that a layout sees, dense, as little-endian bytes. */
+  read(storage: Storage, layout: Layout, dtype: DType): Promise<Uint8Array>;
+  /** The same without waiting for a promise. */
+  readSync(storage: Storage, layout: Layout, dtype: DType): Uint8Array;
+  /** Sends what is queued and waits until the device has done it. */
+  synchronize(): Promise<void>;
+  /** Bytes held now. */
+  memory(): MemoryInfo;
+  /** Starts the peak anew from what is held now. */
+  resetPeak(): void;
+  /** Frees the device; tensors on it are gone. */
+  dispose(): void;
+}
+
+let current: Backend | null = null;
+let fallback: (() => Backend) | null = null;
+
+/** Makes a backend the one that creators use. */
+export function setBackend(backend: Backend): void {
+  current = backend;
+}
+
+/** The backend that creators use: the last one set, else the CPU. */
+export function getBackend(): Backend {
+  if (current === null) {
+    if (fallback === null) throw new Error("no backend: import tensor/cpu.ts or call setBackend()");
+    current = fallback();
+  }
+  return current;
+}
+
+/** Names the backend that stands in until one is set; called once by the CPU backend. */
+export function setFallback(make: () => Backend): void {
+  fallback = make;
+}
+
+/** Bytes that the default backend holds: `{ current, peak, pooled }`. */
+export function memory(): MemoryInfo {
+  return getBackend().memory();
+}
+
+/** Starts the default backend's peak anew from what is held now. */
+export function resetPeak(): void {
+  getBackend().resetPeak();
+}

@@ -1,0 +1,297 @@
+/** Elementwise ops: one number out of the numbers in the same place, with broadcasting. */
+import { type Backend } from "./backend.ts";
+import { full } from "./create.ts";
+import { type DType, dtypes, hostArray, isDType, isFloat, promote } from "./dtype.ts";
+import { DTypeError, ValueError } from "./errors.ts";
+import { backendOf, expectDType, forEachOffset, type NdArray, type Op, run } from "./op.ts";
+import { unscoped } from "./scope.ts";
+import { broadcastLayout, broadcastShapes, isDense, type Shape } from "./shape.ts";
+import { Tensor } from "./tensor.ts";
+
+/** What elementwise functions take: a tensor, or a number that takes the other side's dtype. */
+export type Operand = Tensor | number | boolean;
+
+const numbers: readonly DType[] = ["f64", "f32", "f16", "bf16", "i32", "u32"];
+const floats: readonly DType[] = ["f64", "f32", "f16", "bf16"];
+
+/** y_i = f(a_i, b_i, …): dense inputs in one plain loop, views by walking each layout. */
+function map(f: (...values: number[]) => number): (inputs: readonly NdArray[], params: unknown, y: NdArray) => void {
+  return (inputs, _, y) => {
+    const out = y.data;
+    const [a, b, c] = inputs.map((x) => elements(x, y.shape));
+    if (inputs.length === 1) for (let i = 0; i < out.length; i++) out[i] = f(a[i]);
+    else if (inputs.length === 2) for (let i = 0; i < out.length; i++) out[i] = f(a[i], b[i]);
+    else for (let i = 0; i < out.length; i++) out[i] = f(a[i], b[i], c[i]);
+  };
+}
+
+/** The elements of `x` broadcast to a shape, in row-major order. */
+function elements(x: NdArray, shape: Shape): ArrayLike<number> {
+  const layout = broadcastLayout(x, shape);
+  if (isDense(layout)) return layout.offset === 0 ? x.data : x.data.subarray(layout.offset);
+  const out = hostArray(x.dtype, shape.reduce((n, m) => n * m, 1));
+  let i = 0;
+  forEachOffset(layout, (at) => {
+    out[i++] = x.data[at];
+  });
+  return out;
+}
+
+function op1(name: string, f: (x: number) => number, allowed = floats, result?: DType): Op {
+  return {
+    name,
+    infer: ([x]) => {
+      expectDType(name, "input", x.dtype, allowed);
+      return { shape: x.shape, dtype: result ?? x.dtype };
+    },
+    reference: map(f),
+  };
+}
+
+function op2(name: string, f: (a: number, b: number) => number, allowed = floats, result?: DType): Op {
+  return {
+    name,
+    infer: ([a, b]) => {
+      expectDType(name, "left", a.dtype, allowed);
+      expectDType(name, "right", b.dtype, [a.dtype]);
+      return { shape: broadcastShapes(name, a.shape, b.shape), dtype: result ?? a.dtype };
+    },
+    // Products of integers wrap at 32 bits, which doubles alone would not do.
+    reference: (inputs, params, y) =>
+      map(name === "mul" && !isFloat(inputs[0].dtype) ? Math.imul : f)(inputs, params, y),
+  };
+}
+
+/** erf x = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!!, all terms of one sign (Abramowitz and Stegun 7.1.6). */
+function erfOf(x: number): number {
+  if (Math.abs(x) > 6) return Math.sign(x);
+  let term = x, sum = x;
+  for (let n = 1; Math.abs(term) > 1e-18 * Math.abs(sum); n++) sum += term *= 2 * x * x / (2 * n + 1);
+  return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
+}
+
+/** Stable at both ends: never e to a large power. */
+function sigmoidOf(x: number): number {
+  return x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x));
+}
+
+/** tanh(√(2/π) (x + 0.044715 x³)): the inner part of GELU's tanh form (Hendrycks and Gimpel 2016). */
+function geluTanh(x: number): number {
+  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+}
+
+/** How GELU's normal distribution is computed: exactly, or by tanh. */
+export interface GeluOptions {
+  /** `"none"` is x·Φ(x); `"tanh"` the approximation that GPT-2 uses. */
+  readonly approximate?: "none" | "tanh";
+}
+
+const and = (a: number, b: number) => a && b ? 1 : 0;
+const or = (a: number, b: number) => a || b ? 1 : 0;
+const truth: readonly DType[] = ["bool"];
+const any: readonly DType[] = [...numbers, "bool"];
+
+export const addOp: Op = op2("add", (a, b) => a + b, numbers);
+export const subOp: Op = op2("sub", (a, b) => a - b, numbers);
+export const mulOp: Op = op2("mul", (a, b) => a * b, numbers);
+export const divOp: Op = op2("div", (a, b) => a / b);
+export const powOp: Op = op2("pow", (a, b) => Math.pow(a, b));
+export const maximumOp: Op = op2("maximum", (a, b) => Math.max(a, b), numbers);
+export const minimumOp: Op = op2("minimum", (a, b) => Math.min(a, b), numbers);
+export const equalOp: Op = op2("equal", (a, b) => a === b ? 1 : 0, any, "bool");
+export const lessOp: Op = op2("less", (a, b) => a < b ? 1 : 0, numbers, "bool");
+export const lessEqualOp: Op = op2("lessEqual", (a, b) => a <= b ? 1 : 0, numbers, "bool");
+export const logicalAndOp: Op = op2("logicalAnd", and, truth);
+export const logicalOrOp: Op = op2("logicalOr", or, truth);
+export const logicalNotOp: Op = op1("logicalNot", (x) => x ? 0 : 1, truth);
+export const isFiniteOp: Op = op1("isFinite", (x) => Number.isFinite(x) ? 1 : 0, floats, "bool");
+export const negOp: Op = op1("neg", (x) => -x, numbers);
+export const absOp: Op = op1("abs", Math.abs, numbers);
+export const signOp: Op = op1("sign", Math.sign, numbers);
+export const squareOp: Op = op1("square", (x) => x * x);
+export const reluOp: Op = op1("relu", (x) => x < 0 ? 0 : x, numbers);
+export const expOp: Op = op1("exp", Math.exp);
+export const exp2Op: Op = op1("exp2", (x) => Math.pow(2, x));
+export const logOp: Op = op1("log", Math.log);
+export const sqrtOp: Op = op1("sqrt", Math.sqrt);
+export const rsqrtOp: Op = op1("rsqrt", (x) => 1 / Math.sqrt(x));
+export const tanhOp: Op = op1("tanh", Math.tanh);
+export const sigmoidOp: Op = op1("sigmoid", sigmoidOf);
+export const siluOp: Op = op1("silu", (x) => x * sigmoidOf(x));
+export const erfOp: Op = op1("erf", erfOf);
+export const sinOp: Op = op1("sin", Math.sin);
+export const cosOp: Op = op1("cos", Math.cos);
+
+/** x·Φ(x), Φ the normal distribution (Hendrycks and Gimpel 2016). */
+export const geluOp: Op<Required<GeluOptions>> = {
+  ...op1("gelu", Math.abs),
+  reference: (inputs, { approximate }, y) => {
+    const exact = (x: number) => x === -Infinity ? 0 : 0.5 * x * (1 + erfOf(x / Math.SQRT2));
+    map(approximate === "tanh" ? geluTanh : exact)(inputs, {}, y);
+  },
+};
+
+/** y = condition ? a : b. */
+export const whereOp: Op = {
+  name: "where",
+  infer: ([condition, a, b]) => {
+    expectDType("where", "condition", condition.dtype, truth);
+    expectDType("where", "third", b.dtype, [a.dtype]);
+    const shape = broadcastShapes("where", condition.shape, broadcastShapes("where", a.shape, b.shape));
+    return { shape, dtype: a.dtype };
+  },
+  reference: map((condition, a, b) => condition ? a : b),
+};
+
+/** The nearest value of another dtype; floats to integers towards zero, held at the ends; to bool by x ≠ 0. */
+export const castOp: Op<{ dtype: DType }> = {
+  name: "cast",
+  infer: ([x], { dtype }) => ({ shape: x.shape, dtype }),
+  reference: (inputs, { dtype }, y) => {
+    const ends = dtype === "i32" ? [-(2 ** 31), 2 ** 31 - 1] : [0, 2 ** 32 - 1];
+    const toInteger = (x: number) => Number.isNaN(x) ? 0 : Math.min(ends[1], Math.max(ends[0], Math.trunc(x)));
+    const wraps = !isFloat(inputs[0].dtype); // between integers the bits stay
+    if (dtype === "bool") map((x) => x !== 0 ? 1 : 0)(inputs, {}, y);
+    else if (isFloat(dtype) || wraps) map((x) => x)(inputs, {}, y);
+    else map(toInteger)(inputs, {}, y);
+  },
+};
+
+const constants = new WeakMap<Backend, Map<string, Tensor>>();
+
+/** A scalar that is made once for each backend, dtype and value, and never freed. */
+function constant(backend: Backend, value: number, dtype: DType): Tensor {
+  const known = constants.get(backend) ?? new Map<string, Tensor>();
+  constants.set(backend, known);
+  const id = `${dtype} ${Object.is(value, -0) ? "-0" : value}`;
+  const hit = known.get(id);
+  if (hit !== undefined) return hit;
+  if (known.size >= 256) return full([], value, { dtype, backend });
+  const made = unscoped(() => full([], value, { dtype, backend }));
+  known.set(id, made);
+  return made;
+}
+
+/** Brings operands to one dtype: the widest of the tensors', or a float where a number or the op needs one. */
+function meet(op: string, operands: readonly Operand[], need: "number" | "float" | "any"): Tensor[] {
+  const tensors = operands.filter((x) => x instanceof Tensor);
+  if (tensors.length === 0) throw new ValueError(op, "needs at least one tensor");
+  const backend = backendOf(op, tensors)!;
+  let dtype = tensors.map((x) => x.dtype).reduce((a, b) => promote(op, a, b));
+  if (dtype === "bool" && need === "number") throw new DTypeError(op, "takes numbers, got bool: cast first");
+  const fractions = operands.some((x) => typeof x === "number" && !Number.isInteger(x));
+  const numeric = operands.some((x) => typeof x === "number");
+  if (!isFloat(dtype) && (fractions || need === "float")) dtype = "f32";
+  else if (dtype === "bool" && numeric) dtype = "i32";
+  return operands.map((x) => x instanceof Tensor ? cast(x, dtype) : constant(backend, Number(x), dtype));
+}
+
+const arithmetic = (op: Op) => (a: Operand, b: Operand): Tensor => run(op, meet(op.name, [a, b], "number"), {});
+const floating2 = (op: Op) => (a: Operand, b: Operand): Tensor => run(op, meet(op.name, [a, b], "float"), {});
+const floating = (op: Op) => (x: Tensor): Tensor => run(op, meet(op.name, [x], "float"), {});
+const logical = (x: Operand, like: readonly Operand[]): Tensor =>
+  x instanceof Tensor
+    ? cast(x, "bool")
+    : constant(like.find((y) => y instanceof Tensor)!.backend, Number(Boolean(x)), "bool");
+
+type Binary = (a: Operand, b: Operand) => Tensor;
+type Unary = (x: Tensor) => Tensor;
+
+/** a + b, with broadcasting. Integers wrap at 32 bits. */
+export const add: Binary = arithmetic(addOp);
+/** a − b, with broadcasting. */
+export const sub: Binary = arithmetic(subOp);
+/** a · b element by element, with broadcasting. */
+export const mul: Binary = arithmetic(mulOp);
+/** a / b; integers are divided as f32. */
+export const div: Binary = floating2(divOp);
+/** a to the power b; integers as f32. */
+export const pow: Binary = floating2(powOp);
+/** The larger of each pair; NaN when either is. */
+export const maximum: Binary = arithmetic(maximumOp);
+/** The smaller of each pair; NaN when either is. */
+export const minimum: Binary = arithmetic(minimumOp);
+/** −x. */
+export const neg: Unary = (x) => run(negOp, [x], {});
+/** |x|. */
+export const abs: Unary = (x) => run(absOp, [x], {});
+/** −1, 0 or 1. */
+export const sign: Unary = (x) => run(signOp, [x], {});
+/** e^x. */
+export const exp: Unary = floating(expOp);
+/** 2^x. */
+export const exp2: Unary = floating(exp2Op);
+/** The natural logarithm. */
+export const log: Unary = floating(logOp);
+/** √x. */
+export const sqrt: Unary = floating(sqrtOp);
+/** 1/√x. */
+export const rsqrt: Unary = floating(rsqrtOp);
+/** x². Integers as f32. */
+export const square: Unary = floating(squareOp);
+/** The hyperbolic tangent. */
+export const tanh: Unary = floating(tanhOp);
+/** 1 / (1 + e^−x). */
+export const sigmoid: Unary = floating(sigmoidOp);
+/** max(x, 0). */
+export const relu: Unary = (x) => run(reluOp, [x], {});
+/** x · sigmoid(x), also called swish. */
+export const silu: Unary = floating(siluOp);
+/** The error function. */
+export const erf: Unary = floating(erfOp);
+/** sin x, x in radians. */
+export const sin: Unary = floating(sinOp);
+/** cos x, x in radians. */
+export const cos: Unary = floating(cosOp);
+/** Whether an element is neither infinite nor NaN. */
+export const isFinite: Unary = (x) => run(isFiniteOp, [x], {});
+
+/**
+ * GELU, x·Φ(x).
+ * @throws {ValueError} when `approximate` is neither `"none"` nor `"tanh"`
+ */
+export function gelu(x: Tensor, { approximate = "none" }: GeluOptions = {}): Tensor {
+  if (approximate !== "none" && approximate !== "tanh") {
+    throw new ValueError("gelu", `approximate is "none" or "tanh", got "${approximate}"`);
+  }
+  return run(geluOp, meet("gelu", [x], "float"), { approximate });
+}
+
+/** a = b, as bool. */
+export const equal: Binary = (a, b) => run(equalOp, meet("equal", [a, b], "any"), {});
+/** a < b, as bool. */
+export const less: Binary = (a, b) => run(lessOp, meet("less", [a, b], "number"), {});
+/** a ≤ b, as bool. */
+export const lessEqual: Binary = (a, b) => run(lessEqualOp, meet("lessEqual", [a, b], "number"), {});
+/** a > b, as bool. */
+export const greater: Binary = (a, b) => less(b, a);
+/** a ≥ b, as bool. */
+export const greaterEqual: Binary = (a, b) => lessEqual(b, a);
+/** Both; numbers count as true when they are not 0. */
+export const logicalAnd: Binary = (a, b) => run(logicalAndOp, [logical(a, [b]), logical(b, [a])], {});
+/** Either or both. */
+export const logicalOr: Binary = (a, b) => run(logicalOrOp, [logical(a, [b]), logical(b, [a])], {});
+/** The opposite. */
+export const logicalNot: Unary = (x) => run(logicalNotOp, [cast(x, "bool")], {});
+
+/**
+ * Elements of `a` where the condition holds, else of `b`, with broadcasting.
+ * @param condition bool, or numbers that count as true when they are not 0
+ */
+export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
+  const pair = a instanceof Tensor || b instanceof Tensor
+    ? meet("where", [a, b], "any")
+    : [a, b].map((x) => constant(condition.backend, Number(x), typeof x === "boolean" ? "bool" : "f32"));
+  return run(whereOp, [cast(condition, "bool"), ...pair], {});
+}
+
+/**
+ * The same numbers in another dtype, rounded to nearest; floats become integers towards zero, held at the ends of the
+ * range, NaN as 0; anything not 0 is true. A tensor that has the dtype already is returned as it is.
+ * @throws {DTypeError} when there is no such dtype
+ */
+export function cast(x: Tensor, dtype: DType): Tensor {
+  if (!isDType(dtype)) throw new DTypeError("cast", `"${dtype}" is no dtype: ${Object.keys(dtypes).join(" ")}`);
+  return x.dtype === dtype ? x : run(castOp, [x], { dtype });
+}
+

@@ -1,0 +1,81 @@
+/** The table of all ops. Kernels and derivatives stand in tables over the same names. */
+import * as create from "./create.ts";
+import * as e from "./elementwise.ts";
+import * as gather from "./gather.ts";
+import * as matmul from "./matmul.ts";
+import * as move from "./movement.ts";
+import * as norm from "./norm.ts";
+import type { Op } from "./op.ts";
+import * as reduce from "./reduce.ts";
+
+/** Every op by its name. */
+export const ops = {
+  // create
+  full: create.fullOp,
+  arange: create.arangeOp,
+  // elementwise
+  add: e.addOp,
+  sub: e.subOp,
+  mul: e.mulOp,
+  div: e.divOp,
+  pow: e.powOp,
+  maximum: e.maximumOp,
+  minimum: e.minimumOp,
+  equal: e.equalOp,
+  less: e.lessOp,
+  lessEqual: e.lessEqualOp,
+  logicalAnd: e.logicalAndOp,
+  logicalOr: e.logicalOrOp,
+  logicalNot: e.logicalNotOp,
+  isFinite: e.isFiniteOp,
+  neg: e.negOp,
+  abs: e.absOp,
+  sign: e.signOp,
+  square: e.squareOp,
+  relu: e.reluOp,
+  exp: e.expOp,
+  exp2: e.exp2Op,
+  log: e.logOp,
+  sqrt: e.sqrtOp,
+  rsqrt: e.rsqrtOp,
+  tanh: e.tanhOp,
+  sigmoid: e.sigmoidOp,
+  silu: e.siluOp,
+  gelu: e.geluOp,
+  erf: e.erfOp,
+  sin: e.sinOp,
+  cos: e.cosOp,
+  where: e.whereOp,
+  cast: e.castOp,
+  // movement
+  reshape: move.reshapeOp,
+  permute: move.permuteOp,
+  broadcastTo: move.broadcastToOp,
+  slice: move.sliceOp,
+  pad: move.padOp,
+  concat: move.concatOp,
+  // reduce
+  sum: reduce.sumOp,
+  mean: reduce.meanOp,
+  max: reduce.maxOp,
+  min: reduce.minOp,
+  logsumexp: reduce.logsumexpOp,
+  argmax: reduce.argmaxOp,
+  argmin: reduce.argminOp,
+  cumsum: reduce.cumsumOp,
+  topK: reduce.topKOp,
+  // gather
+  take: gather.takeOp,
+  scatterAdd: gather.scatterAddOp,
+  // norm
+  softmax: norm.softmaxOp,
+  logSoftmax: norm.logSoftmaxOp,
+  // matmul
+  matmul: matmul.matmulOp,
+} as const;
+
+/** The name of an op. */
+export type OpName = keyof typeof ops;
+
+/** The parameters of the op of that name. */
+export type ParamsOfName<N extends OpName> = typeof ops[N] extends Op<infer P> ? P : never;
