@@ -1,0 +1,160 @@
+/**
+ * The choices behind a random value. An arbitrary draws integers and opens groups; what it drew is recorded as a tree.
+ * Giving a tree back replays the value, and giving an edited tree gives a neighbouring value: that is all shrinking
+ * needs to know, so `map`, `chain` and code written by users shrink without being told how.
+ */
+
+/**
+ * What an arbitrary drew, in order. Numbers and groups are kept apart so that an edit in one group never shifts what
+ * another group reads; what is missing reads as 0, the simplest choice.
+ */
+export interface Choices {
+  /** The integers drawn directly in this group. */
+  readonly numbers: readonly number[];
+  /** The groups opened inside this group. */
+  readonly groups: readonly Choices[];
+}
+
+/** A distribution over the integers 0 to `bound`, inclusive. */
+export type Distribution = (random: Random, bound: number) => number;
+
+/** The choices of which every number is 0. */
+export const SIMPLEST: Choices = { numbers: [], groups: [] };
+
+const MANTISSA = 2 ** 53;
+const WORD = 2 ** 32;
+
+/**
+ * A counter-based generator, Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, “Parallel random numbers: as easy as 1, 2,
+ * 3”, 2011), keyed by the seed and counted by (draw, case): case 90 needs no case before it.
+ */
+export class Random {
+  readonly #seed: number;
+  readonly #index: number;
+  #count = 0;
+
+  /**
+   * @param seed an integer from 0 to 2⁵³ − 1
+   * @param index which of the seed's streams, an integer from 0 to 2⁵³ − 1
+   */
+  constructor(seed: number, index: number) {
+    this.#seed = seed;
+    this.#index = index;
+  }
+
+  /** A multiple of 2⁻⁵³, uniform in [0, 1). */
+  unit(): number {
+    const [a, b] = philox([this.#count++, 0, low(this.#index), high(this.#index)], [low(this.#seed), high(this.#seed)]);
+    return (a * 2 ** 21 + (b >>> 11)) / MANTISSA;
+  }
+
+  /** An integer, uniform in [0, bound]. */
+  upTo(bound: number): number {
+    return Math.min(bound, Math.floor(this.unit() * (bound + 1)));
+  }
+}
+
+/** All integers alike. */
+export const uniform: Distribution = (random, bound) => random.upTo(bound);
+
+/** Small integers more often: every power of two as likely as the next. */
+export const small: Distribution = (random, bound) =>
+  Math.min(bound, Math.floor(2 ** (random.unit() * Math.log2(bound + 1) + random.unit()) - 1));
+
+/** Where an arbitrary draws from, which is also the record of what it drew. */
+export class Source implements Choices {
+  /** The integers drawn so far. */
+  readonly numbers: number[] = [];
+  /** The groups opened so far. */
+  readonly groups: Source[] = [];
+  readonly #origin: Random | Choices;
+
+  /** @param origin fresh choices, or choices to replay */
+  constructor(origin: Random | Choices) {
+    this.#origin = origin;
+  }
+
+  /**
+   * Draws one integer.
+   *
+   * @param bound the largest integer wanted; 0 is the smallest and counts as the simplest
+   * @param pick how to choose when the choice is fresh; a replayed choice is only cut to `bound`
+   */
+  draw(bound: number, pick: Distribution = uniform): number {
+    const origin = this.#origin;
+    const value = origin instanceof Random
+      ? pick(origin, bound)
+      : Math.min(bound, origin.numbers[this.numbers.length] ?? 0);
+    this.numbers.push(value);
+    return value;
+  }
+
+  /** Draws inside a group of its own, so that edits elsewhere leave it alone and it can be dropped as a whole. */
+  group<T>(body: (source: Source) => T): T {
+    const origin = this.#origin;
+    const inner = new Source(origin instanceof Random ? origin : origin.groups[this.groups.length] ?? SIMPLEST);
+    this.groups.push(inner);
+    return body(inner);
+  }
+
+  /** The record alone, which does not keep the choices alive that it was replayed from. */
+  record(): Choices {
+    return { numbers: this.numbers, groups: this.groups.map((group) => group.record()) };
+  }
+}
+
+/** How many choices were made: the first measure of how simple a value is. */
+export function countChoices(choices: Choices): number {
+  return choices.groups.reduce((count, group) => count + 1 + countChoices(group), choices.numbers.length);
+}
+
+/** All numbers, a group's own before those of the groups inside it. */
+export function flatten(choices: Choices): number[] {
+  return [...choices.numbers, ...choices.groups.flatMap(flatten)];
+}
+
+/** A text that is equal exactly when the choices are. */
+export function fingerprint({ numbers, groups }: Choices): string {
+  return `${numbers.join()}(${groups.map(fingerprint).join("")})`;
+}
+
+/** Whether `a` is simpler than `b`: fewer choices, or as many and the first that differs is smaller. */
+export function isSimpler(a: Choices, b: Choices): boolean {
+  const difference = countChoices(a) - countChoices(b);
+  if (difference !== 0) return difference < 0;
+  const [left, right] = [flatten(a), flatten(b)];
+  const at = left.findIndex((value, i) => value !== right[i]);
+  return at >= 0 && left[at] < (right[at] ?? Infinity);
+}
+
+function low(value: number): number {
+  return value % WORD >>> 0;
+}
+
+function high(value: number): number {
+  return Math.floor(value / WORD) >>> 0;
+}
+
+type Words = readonly [number, number, number, number];
+
+/** Ten rounds of Philox-4x32. */
+function philox(counter: Words, key: readonly [number, number]): Words {
+  let [a, b, c, d] = counter;
+  let [k0, k1] = key;
+  for (let round = 0; round < 10; round++) {
+    const [high0, low0] = multiply(0xd2511f53, a);
+    const [high1, low1] = multiply(0xcd9e8d57, c);
+    [a, b, c, d] = [(high1 ^ b ^ k0) >>> 0, low1, (high0 ^ d ^ k1) >>> 0, low0];
+    k0 = (k0 + 0x9e3779b9) >>> 0;
+    k1 = (k1 + 0xbb67ae85) >>> 0;
+  }
+  return [a, b, c, d];
+}
+
+/** The 64-bit product of two 32-bit words, as high and low word. */
+function multiply(x: number, y: number): [high: number, low: number] {
+  const lower = (x & 0xffff) * y;
+  const upper = (x >>> 16) * y;
+  const middle = Math.floor(lower / 0x10000) + upper;
+  return [Math.floor(middle / 0x10000) >>> 0, Math.imul(x, y) >>> 0];
+}

@@ -1,0 +1,37 @@
+/**
+ * Property tests for tensor code: arbitraries that make and shrink values, assertions with tolerances, and checks of
+ * gradients. It depends on no test framework; {@link property} registers with the runtime's own.
+ *
+ * @example
+ * ```ts
+ * import { array, float, property } from "@flashtape/flashtape/testing";
+ *
+ * property("a maximum is no smaller than any element", [array(float(), { minLength: 1 })], (list) => {
+ *   const max = Math.max(...list);
+ *   return list.every((x) => x <= max);
+ * });
+ * ```
+ *
+ * @module
+ */
+export {
+  type Arbitrary,
+  type Arbitrated,
+  type ArbitratedAll,
+  array,
+  type ArrayOptions,
+  assume,
+  boolean,
+  compose,
+  constant,
+  elementOf,
+  float,
+  type FloatOptions,
+  integer,
+  oneOf,
+  record,
+  tuple,
+} from "./arbitrary.ts";
+export type { Choices, Distribution, Random, Source } from "./choices.ts";
+export type { Law } from "./explore.ts";
+export { check, property, PropertyError, type PropertyOptions } from "./property.ts";
