@@ -1,0 +1,265 @@
+/**
+ * The text of attention's options, shared by forward, backward and decoding: which bindings and uniforms an option
+ * brings, where a workgroup's sequence lies, what happens to a score between the product and the softmax.
+ *
+ * Scores are kept in units of log₂e, so that the softmax is exp2. The order is that of the mathematics:
+ * softcap → ALiBi → bias → masks; whoever multiplies q by `u.scale` has done scale (and 1/softcap) before.
+ *
+ * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
+ */
+import {
+  type AttentionOptions,
+  type AttentionStrides,
+  type AttentionTile,
+  masked,
+  scalarOf,
+} from "./attention_common.ts";
+import type { UniformType } from "./kernel.ts";
+
+/** Element strides of a tensor that broadcasts to [B, H, Sq, Sk]; 0 along an axis that it repeats. */
+export interface ScoreStrides {
+  readonly offset: number;
+  readonly batch: number;
+  readonly head: number;
+  readonly row: number;
+  readonly column: number;
+}
+
+/** Values of a call's options, as numbers for the uniforms; what lies in storage is bound by the caller. */
+export interface AttentionSettings {
+  readonly softmaxScale: number;
+  /** Keys to the left and right that a query sees, −1 when unbounded; causal is [−1, 0]. */
+  readonly window?: readonly [left: number, right: number];
+  readonly softcap?: number;
+  /** Elements from one batch row's slopes to the next: H for [B, H], 0 for [H]. */
+  readonly alibiBatch?: number;
+  readonly bias?: ScoreStrides;
+  readonly mask?: ScoreStrides;
+  readonly dropout?: number;
+  /** Keys a page holds and pages a batch row's table holds. */
+  readonly pages?: { readonly size: number; readonly row: number };
+}
+
+const unbounded = 2 ** 30;
+
+/** Storage that the options read: name → element type. */
+export function optionReads(options: AttentionOptions): Record<string, string> {
+  return {
+    ...(options.lengths === "varlen" ? { cuQ: "i32", cuK: "i32" } : {}),
+    ...(options.lengths === "cache" ? { cacheLengths: "i32" } : {}),
+    ...(options.leftpad ? { leftpad: "i32" } : {}),
+    ...(options.cacheIndex ? { cacheIndex: "i32" } : {}),
+    ...(options.paged ? { pages: "i32" } : {}),
+    ...(options.alibi ? { alibi: "f32" } : {}),
+    ...(options.bias === "none" ? {} : { bias: options.bias === "f32" ? "f32" : "u32" }),
+    ...(options.mask ? { mask: "u32" } : {}),
+    ...(options.dropout ? { dropoutKey: "u32" } : {}),
+  };
+}
+
+/** Uniform fields that the options read. */
+export function optionFields(options: AttentionOptions): Record<string, UniformType> {
+  return {
+    ...(options.window ? { left: "i32", right: "i32" } : {}),
+    ...(options.softcap ? { softcap: "f32" } : {}),
+    ...(options.alibi ? { alibiBatch: "u32" } : {}),
+    ...(options.bias === "none" ? {} : scoreFields("bias")),
+    ...(options.mask ? scoreFields("mask") : {}),
+    ...(options.dropout ? { dropBelow: "u32", keepScale: "f32" } : {}),
+    ...(options.paged ? { pageSize: "u32", pagesRow: "u32" } : {}),
+  };
+}
+
+/** What `optionFields` holds for a call, `scale` among it. */
+export function optionUniforms(options: AttentionOptions, settings: AttentionSettings): Record<string, number> {
+  const { softmaxScale, window: [left, right] = [-1, -1], softcap = 1, dropout = 0 } = settings;
+  return {
+    scale: options.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E,
+    ...(options.window ? { left: left < 0 ? unbounded : left, right: right < 0 ? unbounded : right } : {}),
+    ...(options.softcap ? { softcap: softcap * Math.LOG2E } : {}),
+    ...(options.alibi ? { alibiBatch: settings.alibiBatch ?? 0 } : {}),
+    ...(options.bias === "none" ? {} : scoreUniforms("bias", settings.bias)),
+    ...(options.mask ? scoreUniforms("mask", settings.mask) : {}),
+    ...(options.dropout ? { dropBelow: Math.round(dropout * 2 ** 32), keepScale: 1 / (1 - dropout) } : {}),
+    ...(options.paged ? { pageSize: settings.pages?.size ?? 1, pagesRow: settings.pages?.row ?? 0 } : {}),
+  };
+}
+
+function scoreFields(name: string): Record<string, UniformType> {
+  return Object.fromEntries(["Offset", "Batch", "Head", "Row", "Column"].map((part) => [`${name}${part}`, "u32"]));
+}
+
+function scoreUniforms(name: string, strides?: ScoreStrides): Record<string, number> {
+  const { offset = 0, batch = 0, head = 0, row = 0, column = 0 } = strides ?? {};
+  return {
+    [`${name}Offset`]: offset,
+    [`${name}Batch`]: batch,
+    [`${name}Head`]: head,
+    [`${name}Row`]: row,
+    [`${name}Column`]: column,
+  };
+}
+
+/** Functions that the options' statements call. */
+export function optionFunctions(options: AttentionOptions): string {
+  return [
+    options.softcap ? tanhFunction : "",
+    options.bias === "none" ? "" : `fn bias_one(at: u32) -> f32 { ${scalarOf("bias", options.bias, "at")} }`,
+    options.dropout ? philoxFunction : "",
+  ].filter((text) => text !== "").join("\n");
+}
+
+/** tanh by its series near 0, where 1 − 2/(e²ˣ+1) cancels, and without overflow far out. */
+const tanhFunction = `fn attention_tanh(x: f32) -> f32 {
+  let a = abs(x); let z = x * x;
+  let near = a + a * z * (-0.33333333f + z * (0.13333333f + z * (-0.053968254f + z * (0.021869488f
+    + z * (-0.008863236f + z * 0.003592128f)))));
+  let far = 1.0f - 2.0f / (exp2(min(a, 30.0f) * 2.8853901f) + 1.0f);
+  return select(far, near, a < 0.4f) * sign(x);
+}`;
+
+/**
+ * Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011). WGSL has no high half of a
+ * product, so it is put together from 16-bit halves.
+ */
+const philoxFunction = `fn high_product(a: u32, b: u32) -> u32 {
+  let al = a & 0xffffu; let ah = a >> 16u; let bl = b & 0xffffu; let bh = b >> 16u;
+  let low = al * bl; let middle = ah * bl + (low >> 16u); let cross = al * bh + (middle & 0xffffu);
+  return ah * bh + (middle >> 16u) + (cross >> 16u);
+}
+fn philox(counter: vec4u, seed: vec2u) -> vec4u {
+  var c = counter; var k = seed;
+  for (var round = 0u; round < 10u; round++) {
+    let first = c.x; let third = c.z;
+    c = vec4u(high_product(0xCD9E8D57u, third) ^ c.y ^ k.x, 0xCD9E8D57u * third,
+      high_product(0xD2511F53u, first) ^ c.w ^ k.y, 0xD2511F53u * first);
+    k = k + vec2u(0x9E3779B9u, 0xBB67AE85u);
+  }
+  return c;
+}`;
+
+/**
+ * Declares where batch row `b`, query head `h` and key head `g` lie: `sq`, `sk`, `shift`, `keyFirst`, the bases
+ * `qBase` `kBase` `vBase` in the units of the operands' loads, `outRow` (first row of the dense output) and `lseAt`.
+ */
+export function locate(options: AttentionOptions): string {
+  const lines = options.lengths === "varlen"
+    ? [
+      "let qFrom = u32(cuQ[b]); let sq = u32(cuQ[b + 1u]) - qFrom;",
+      "let kFrom = u32(cuK[b]); let sk = u32(cuK[b + 1u]) - kFrom;",
+      "let qBase = u.qOffset + qFrom * u.qSeq + h * u.qHead;",
+      "let kBase = u.kOffset + kFrom * u.kSeq + g * u.kHead;",
+      "let vBase = u.vOffset + kFrom * u.vSeq + g * u.vHead;",
+      "let outRow = qFrom; let keyRow = kFrom; let lseAt = h * u.sq + qFrom;",
+    ]
+    : [
+      "let sq = u.sq; let qBase = u.qOffset + b * u.qBatch + h * u.qHead;",
+      "let outRow = b * u.sq; let keyRow = b * u.sk; let lseAt = (b * u.heads + h) * u.sq;",
+      options.lengths === "cache" ? "let sk = u32(cacheLengths[b]);" : "let sk = u.sk;",
+      `let kb = ${options.paged ? "0u" : options.cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
+      "let kBase = u.kOffset + kb * u.kBatch + g * u.kHead;",
+      "let vBase = u.vOffset + kb * u.vBatch + g * u.vHead;",
+    ];
+  return [
+    ...lines,
+    `let keyFirst = ${options.leftpad ? "u32(leftpad[b])" : "0u"};`,
+    "let shift = i32(sk) - i32(sq);",
+    options.alibi ? "let slope = alibi[b * u.alibiBatch + h] * 1.4426950408889634f;" : "",
+    options.bias === "none" ? "" : "let biasBase = u.biasOffset + b * u.biasBatch + h * u.biasHead;",
+    options.mask ? "let maskBase = u.maskOffset + b * u.maskBatch + h * u.maskHead;" : "",
+    options.dropout ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
+  ].filter((line) => line !== "").join("\n");
+}
+
+/** Where key `j`'s row of operand `name` (k or v) starts. */
+export function keyRow(options: AttentionOptions, name: "k" | "v", j: string): string {
+  if (!options.paged) return `${name}Base + (${j}) * u.${name}Seq`;
+  return `${name}Base + u32(pages[b * u.pagesRow + (${j}) / u.pageSize]) * u.${name}Batch + ` +
+    `((${j}) % u.pageSize) * u.${name}Seq`;
+}
+
+/** True when the options change every score, not only those at a tile's edge. */
+export function changesScores({ softcap, alibi, bias, mask }: AttentionOptions): boolean {
+  return softcap || alibi || bias !== "none" || mask;
+}
+
+/**
+ * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh.
+ *
+ * @param clamp keeps the reads of bias and mask inside: expressions of i and j that exist
+ */
+export function scoreText(options: AttentionOptions, s: string, i: string, j: string): string {
+  const { softcap, alibi, bias, mask } = options;
+  const at = (name: string): string =>
+    `${name}Base + min(${i}, sq - 1u) * u.${name}Row + min(${j}, sk - 1u) * u.${name}Column`;
+  return [
+    softcap ? `let t = attention_tanh(${s}); ${s} = t * u.softcap;` : "",
+    alibi ? `${s} -= slope * abs(f32(i32(${i}) + shift - i32(${j})));` : "",
+    bias === "none" ? "" : `${s} += bias_one(${at("bias")}) * 1.4426950408889634f;`,
+    mask ? `${s} = select(${masked}, ${s}, mask[${at("mask")}] != 0u);` : "",
+  ].filter((text) => text !== "").join(" ");
+}
+
+/** True for a score that lengths and window allow. */
+export function visible({ window, leftpad }: AttentionOptions, i: string, j: string): string {
+  return [
+    `${j} < sk`,
+    leftpad ? `${j} >= keyFirst` : "",
+    window ? `i32(${j}) - i32(${i}) - shift <= u.right && i32(${i}) + shift - i32(${j}) <= u.left` : "",
+  ].filter((text) => text !== "").join(" && ");
+}
+
+/** True for a tile of scores in which `visible` has to be asked: rows from `q0`, columns from `k0`. */
+export function isEdge(
+  { window, leftpad }: AttentionOptions,
+  q0: string,
+  rows: number,
+  k0: string,
+  columns: number,
+): string {
+  return [
+    `${k0} + ${columns}u > sk`,
+    leftpad ? `${k0} < keyFirst` : "",
+    window
+      ? `i32(${k0}) + ${columns - 1} - i32(${q0}) - shift > u.right || i32(${q0}) + ${
+        rows - 1
+      } + shift - i32(${k0}) > u.left`
+      : "",
+  ].filter((text) => text !== "").join(" || ");
+}
+
+/** Declares `keyFrom` and `keyTo`: the keys that the queries from `q0` may see, `keyFrom` at a tile's start. */
+export function keyRange({ window, leftpad }: AttentionOptions, q0: string, rows: number, columns: number): string {
+  const first = leftpad ? "keyFirst" : "0u";
+  if (!window) return `let keyFrom = ${first} / ${columns}u * ${columns}u; let keyTo = sk;`;
+  return [
+    `let lastRow = i32(min(${q0} + ${rows}u, sq)) - 1 + shift;`,
+    `let keyFrom = max(${first}, u32(max(i32(${q0}) + shift - u.left, 0))) / ${columns}u * ${columns}u;`,
+    "let keyTo = u32(clamp(lastRow + u.right + 1, 0, i32(sk)));",
+  ].join("\n");
+}
+
+/** Declares `queryFrom` and `queryTo`: the queries that may see a key of the tile from `k0`. */
+export function queryRange({ window }: AttentionOptions, k0: string, rows: number, columns: number): string {
+  if (!window) return "let queryFrom = 0u; let queryTo = sq;";
+  return [
+    `let lastKey = i32(min(${k0} + ${rows}u, sk)) - 1 - shift;`,
+    `let queryFrom = u32(max(i32(${k0}) - shift - u.right, 0)) / ${columns}u * ${columns}u;`,
+    "let queryTo = u32(clamp(lastKey + u.left + 1, 0, i32(sq)));",
+  ].join("\n");
+}
+
+/** Statements that name the four dropout factors of query `i` and keys 4·j4 … 4·j4+3: `kept`, 0 or 1. */
+export function dropoutText(i: string, j4: string): string {
+  return `let kept = select(vec4f(), vec4f(1.0f), philox(vec4u(${j4}, ${i}, h, b), seed) >= vec4u(u.dropBelow));`;
+}
+
+/** Bytes of a tile's workgroup array of `rows` lane rows, and of what reduces rows without subgroups. */
+export function workgroupBytes(tile: AttentionTile, laneRows: number, width: number, subgroups: boolean): number {
+  return laneRows * width * 16 + (subgroups ? 0 : tile.tx * tile.ty * tile.rows * 4);
+}
+
+/** Strides of a dense [B, S, H, D] operand. */
+export function denseStrides(seqlen: number, heads: number, headDim: number): AttentionStrides {
+  return { offset: 0, batch: seqlen * heads * headDim, seq: heads * headDim, head: headDim };
+}
