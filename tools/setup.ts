@@ -77,12 +77,15 @@ async function installAdapter(host: Host): Promise<boolean> {
     { name: "reading the package lists", args: [...wait, "update"] },
     { name: "installing", args: [...wait, "install", "-y", "--no-install-recommends", ...packages] },
   ];
+  let outputs = "";
   for (const { name, args } of steps) {
     host.say(`  ${name} …`);
     const { ok, output } = await host.aptGet(args);
+    if (ok) continue;
+    outputs += `\n${output.trimEnd()}`;
     // A stale or unreachable list need not stop the installation, which has the last word.
-    if (ok || args.includes("update")) continue;
-    host.say(`apt-get could not install them:\n${output.trimEnd()}`);
+    if (args.includes("update")) continue;
+    host.say(`apt-get could not install them:${outputs}`);
     return false;
   }
   const adapter = await host.findAdapter();
@@ -94,7 +97,7 @@ async function installAdapter(host: Host): Promise<boolean> {
 function gpuEnvironment(): Record<string, string> {
   if (Deno.build.os !== "linux") return {};
   // The Vulkan loader prints an error when XDG_RUNTIME_DIR is unset. OpenGL is left out because the kernels are
-  // neither tested nor fast on it.
+  // not tested on it.
   return {
     XDG_RUNTIME_DIR: Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp",
     DENO_WEBGPU_BACKEND: Deno.env.get("DENO_WEBGPU_BACKEND") ?? "vulkan",

@@ -23,7 +23,7 @@ function machine(
       assert.ok(said.some((line) => line.includes("--no-setup")), "said what happens before it does");
       const ok = apt(args);
       if (ok && args.includes("install")) installed.push(...args.slice(args.indexOf("--no-install-recommends") + 1));
-      return Promise.resolve({ ok, output: "E: no such package" });
+      return Promise.resolve({ ok, output: `E: no ${args.includes("update") ? "list" : "package"}` });
     },
     say: (line) => void said.push(line),
   };
@@ -71,7 +71,7 @@ Deno.test("setUp() shows why apt-get failed; the demo goes on, the tests do not"
   for (const options of [demo, test]) {
     const { host, said } = machine({ apt: () => false });
     assert.equal(await setUp(host, options), !options.requireGpu);
-    assert.match(said.join("\n"), /E: no such package/);
+    assert.match(said.join("\n"), /E: no list\nE: no package/);
   }
 });
 
