@@ -48,6 +48,8 @@ export interface AttentionTile {
   readonly depth: number;
   /** Most chunks loaded between two barriers. */
   readonly stage: number;
+  /** Most vec4f that a thread loads before it stores the first of them: registers against waiting. */
+  readonly batch: number;
 }
 
 /** The options whose code a kernel contains; what they are set to comes through uniforms and storage. */
@@ -131,8 +133,8 @@ export function optionsName(options: AttentionOptions): string {
 }
 
 /** Part of a kernel's name: the tile. */
-export function tileName({ tx, ty, rows, columns, depth, stage }: AttentionTile): string {
-  return `${ty * rows}x${tx * columns}_t${ty}x${tx}_k${depth}x${stage}`;
+export function tileName({ tx, ty, rows, columns, depth, stage, batch }: AttentionTile): string {
+  return `${ty * rows}x${tx * columns}_t${ty}x${tx}_k${depth}x${stage}_b${batch}`;
 }
 
 /** Part of a kernel's name: one operand. */
@@ -236,13 +238,18 @@ export const packBf16 = `fn pack_bf16(x: vec2f) -> u32 {
   return half.x | (half.y << 16u);
 }`;
 
+/** One vec4f on its way into workgroup memory. */
+export interface Staged {
+  readonly load: string;
+  readonly store: string;
+}
+
 /**
  * Four-wide loads into the lane rows at `to`, for an operand whose rows are the tile's rows (`lanes` = ty) or its
  * columns (`lanes` = tx) and whose common axis runs along d: used by both operands of `dotChunk`.
  *
  * @param load vec4f expression for row `row` of the tile and vec4f `d4` of the chunk
  * @param id a letter that keeps names apart
- * @returns the loads and, apart from them, the stores
  */
 export function stageDot(
   tile: AttentionTile,
@@ -250,24 +257,24 @@ export function stageDot(
   id: string,
   to: string,
   load: (row: string, d4: string) => string,
-): { loads: string[]; stores: string[] } {
+): Staged[] {
   const { tx, ty, rows, columns, depth } = tile;
   const k4 = depth / 4, count = (side === "rows" ? ty * rows : tx * columns) * k4, all = threads(tile);
-  const loads: string[] = [], stores: string[] = [];
+  const staged: Staged[] = [];
   for (let i = 0; i * all < count; i++) {
     const x = `${id}${i}`;
     const partial = (i + 1) * all > count;
-    loads.push(
+    const load4 = [
       `let ${x}_row = ${partial ? `min(li + ${i * all}u, ${count - 1}u)` : `(li + ${i * all}u)`} / ${k4}u;`,
       `let ${x} = ${load(`${x}_row`, `(li % ${k4}u)`)};`,
-    );
+    ].join(" ");
     const [lane, slot] = side === "rows"
       ? [`${x}_row / ${rows}u`, `${x}_row % ${rows}u`]
       : [`(${x}_row >> 2u) % ${tx}u`, `((${x}_row & 3u) + 4u * (${x}_row / ${4 * tx}u))`];
     const store = `tile[${to} + ${lane}][${slot} * ${k4}u + li % ${k4}u] = ${x};`;
-    stores.push(partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store);
+    staged.push({ load: load4, store: partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store });
   }
-  return { loads, stores };
+  return staged;
 }
 
 /**
@@ -282,23 +289,66 @@ export function stageMix(
   id: string,
   to: string,
   load: (row: string, d4: string) => string,
-): { loads: string[]; stores: string[] } {
+): Staged[] {
   const { tx, depth } = tile;
   const width = Math.min(tx * outs, size), count = depth * width, all = threads(tile);
-  const loads: string[] = [], stores: string[] = [];
+  const staged: Staged[] = [];
   for (let i = 0; i * all < count; i++) {
     const x = `${id}${i}`;
     const partial = (i + 1) * all > count;
-    loads.push(
+    const load4 = [
       `let ${x}_at = ${partial ? `min(li + ${i * all}u, ${count - 1}u)` : `li + ${i * all}u`};`,
       `let ${x} = ${load(`(${x}_at / ${width}u)`, `(${x}_at % ${width}u)`)};`,
-    );
+    ].join(" ");
     const lane = `(${x}_at % ${width}u) % ${tx}u`;
     const slot = `(${x}_at / ${width}u) * ${outs}u + (${x}_at % ${width}u) / ${tx}u`;
     const store = `tile[${to} + ${lane}][${slot}] = ${x};`;
-    stores.push(partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store);
+    staged.push({ load: load4, store: partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store });
   }
-  return { loads, stores };
+  return staged;
+}
+
+/** An operand's rows as the loads of a tile see them. */
+export interface TileRows {
+  /** Name of the operand. */
+  readonly name: string;
+  /** Elements of a row. */
+  readonly size: number;
+  /** Where row `i` of the operand starts. */
+  readonly start: (i: string) => string;
+  /** The tile's first row, and how many rows there are in all. */
+  readonly first: string;
+  readonly limit: string;
+}
+
+/**
+ * What `stageDot` loads of an operand: chunk `chunk` of its rows, 0 past the last row and past the row's end. The index
+ * is held inside the operand and the value replaced afterwards, so that no load waits for a branch.
+ */
+export function dotLoad({ depth }: AttentionTile, { name, size, start, first, limit }: TileRows, chunk: string) {
+  const size4 = Math.ceil(size / 4), exact = size4 % (depth / 4) === 0;
+  return (row: string, d: string): string => {
+    const d4 = `(${chunk} * ${depth / 4}u + ${d})`, i = `(${first} + ${row})`;
+    const value = `${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${exact ? d4 : `min(${d4}, ${size4 - 1}u)`})`;
+    return `select(vec4f(), ${value}, ${i} < ${limit}${exact ? "" : ` && ${d4} < ${size4}u`})`;
+  };
+}
+
+/** What `stageMix` loads of an operand: rows of chunk `chunk`, 0 past the last one. */
+export function mixLoad({ depth }: AttentionTile, { name, start, first, limit }: TileRows, chunk: string) {
+  return (row: string, d4: string): string => {
+    const i = `(${first} + ${chunk} * ${depth}u + ${row})`;
+    return `select(vec4f(), ${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${d4}), ${i} < ${limit})`;
+  };
+}
+
+/** The loads and stores of a stage, `batch` loads under way together. */
+export function stages({ batch }: AttentionTile, parts: readonly Staged[][]): string {
+  const all = parts.flat();
+  return each(Math.ceil(all.length / batch), (n) => {
+    const some = all.slice(n * batch, (n + 1) * batch);
+    return [...some.map(({ load }) => load), ...some.map(({ store }) => store)].join("\n");
+  }).join("\n");
 }
 
 /** One chunk of scores += A·Bᵀ: `${s}${r}_${c}` scalars, lane rows `a` and `b` of workgroup memory. */

@@ -20,11 +20,13 @@ import {
   type AttentionTile,
   chunksPerStage,
   dotChunk,
+  dotLoad,
   floor,
   isVectorOperand,
   laneWidth,
   masked,
   mixChunk,
+  mixLoad,
   operandName,
   operandReader,
   operandType,
@@ -35,11 +37,13 @@ import {
   rowScratch,
   stageDot,
   stageMix,
+  stages,
   stageScores,
   strideFields,
   strideUniforms,
   threads,
   tileName,
+  type TileRows,
 } from "./attention_common.ts";
 import {
   type AttentionSettings,
@@ -48,7 +52,8 @@ import {
   isEdge,
   keyRange,
   keyRow,
-  locate,
+  locateBatch,
+  locateHead,
   optionFields,
   optionFunctions,
   optionReads,
@@ -142,33 +147,31 @@ function body(params: AttentionForwardParams): string {
   const { outs, dims, keys, dotStage, mixStage, scores, staged, left, leftScores, rows: laneRows, width } = layout(
     params,
   );
-  const queryTile = ty * rows, keyTile = tx * columns, k4 = depth / 4;
-  const size4 = Math.ceil(headDim / 4), value4 = Math.ceil(valueDim / 4);
+  const queryTile = ty * rows, keyTile = tx * columns;
+  const value4 = Math.ceil(valueDim / 4);
   const row = (r: number): string => `(q0 + ty * ${rows}u + ${r}u)`;
   const column = (c: number): string => `(k0 + (tx + ${(c >> 2) * tx}u) * 4u + ${c & 3}u)`;
   const cells = (f: (r: number, c: number) => string): string[] =>
     each(rows, (r) => each(columns, (c) => f(r, c)).join(" "));
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
 
-  // Loads never leave their operand: the index is held inside, and what lies past the end becomes 0 afterwards.
-  const inside = (d4: string): string => dims * k4 === size4 ? d4 : `min(${d4}, ${size4 - 1}u)`;
-  const exists = (d4: string): string => dims * k4 === size4 ? "" : ` && ${d4} < ${size4}u`;
-  const loadQ = (chunk: string) => (r: string, d: string): string => {
-    const d4 = `(${chunk} * ${k4}u + ${d})`;
-    return `select(vec4f(), q_at(qBase + min(q0 + ${r}, sq - 1u) * u.qSeq, ${inside(d4)}) * u.scale, ` +
-      `q0 + ${r} < sq${exists(d4)})`;
+  const queries: TileRows = {
+    name: "q",
+    size: headDim,
+    start: (i) => `qBase + ${i} * u.qSeq`,
+    first: "q0",
+    limit: "sq",
   };
-  const loadK = (chunk: string) => (r: string, d: string): string => {
-    const d4 = `(${chunk} * ${k4}u + ${d})`;
-    return `select(vec4f(), k_at(${keyRow(options, "k", `min(k0 + ${r}, sk - 1u)`)}, ${inside(d4)}), ` +
-      `k0 + ${r} < sk${exists(d4)})`;
-  };
-  const loadV = (chunk: string) => (r: string, d4: string): string => {
-    const j = `(k0 + ${chunk} * ${depth}u + ${r})`;
-    return `select(vec4f(), v_at(${keyRow(options, "v", `min(${j}, sk - 1u)`)}, ${d4}), ${j} < sk)`;
-  };
-  const stages = (parts: { loads: string[]; stores: string[] }[]): string =>
-    [...parts.flatMap((part) => part.loads), ...parts.flatMap((part) => part.stores)].join("\n");
+  const keysOf = (name: "k" | "v", size: number): TileRows => ({
+    name,
+    size,
+    start: (j) => keyRow(options, name, j),
+    first: "k0",
+    limit: "sk",
+  });
+  const loadQ = (chunk: string) => (r: string, d: string): string => `${dotLoad(tile, queries, chunk)(r, d)} * u.scale`;
+  const loadK = (chunk: string) => dotLoad(tile, keysOf("k", headDim), chunk);
+  const loadV = (chunk: string) => mixLoad(tile, keysOf("v", valueDim), chunk);
   const probability = (r: number, group: number): string =>
     `vec4f(${each(4, (c) => `s${r}_${group * 4 + c}`).join(", ")})`;
 
@@ -190,7 +193,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       : "let h = group.y; let b = group.z; let q0 = group.x"
   } * ${queryTile}u;
   let g = h / u.group;
-  ${locate(options)}
+  ${locateBatch(options)}
+  ${locateHead(options)}
   if (q0 >= sq) { return; }
   ${keyRange(options, "q0", queryTile, keyTile)}
   ${
@@ -198,7 +202,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
   ${
     resident
-      ? `for (var z = 0u; z < ${dims}u; z++) { ${stages([stageDot(tile, "rows", "q_", `z * ${ty}u`, loadQ("z"))])} }`
+      ? `for (var z = 0u; z < ${dims}u; z++) { ${
+        stages(tile, [stageDot(tile, "rows", "q_", `z * ${ty}u`, loadQ("z"))])
+      } }`
       : ""
   }
   for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
@@ -207,6 +213,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       workgroupBarrier();
       ${
     stages(
+      tile,
       each(dotStage, String).flatMap((z) => [
         ...(resident ? [] : [stageDot(tile, "rows", `q${z}_`, `${left + Number(z) * ty}u`, loadQ(`(d0 + ${z}u)`))]),
         stageDot(tile, "columns", `k${z}_`, `${staged + Number(z) * tx}u`, loadK(`(d0 + ${z}u)`)),
@@ -258,6 +265,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       workgroupBarrier();
       ${
     stages(
+      tile,
       each(mixStage, String).map((z) =>
         stageMix(tile, outs, value4, `v${z}_`, `${staged + Number(z) * tx}u`, loadV(`(c0 + ${z}u)`))
       ),
@@ -356,11 +364,11 @@ export function pickAttentionForward(
 function forwardTiles(valueDim: number): (AttentionTile & { resident: boolean; whole: boolean })[] {
   const tx = valueDim <= 96 ? 8 : valueDim <= 192 ? 16 : 32;
   return [
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, resident: true, whole: true },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, resident: false, whole: false },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 1, resident: false, whole: false },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 8, stage: 1, resident: false, whole: false },
-    { tx, ty: 4, rows: 4, columns: 4, depth: 8, stage: 1, resident: false, whole: false },
+    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, batch: 8, resident: true, whole: true },
+    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, batch: 8, resident: false, whole: false },
+    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 1, batch: 8, resident: false, whole: false },
+    { tx, ty: 8, rows: 8, columns: 8, depth: 8, stage: 1, batch: 8, resident: false, whole: false },
+    { tx, ty: 4, rows: 4, columns: 4, depth: 8, stage: 1, batch: 8, resident: false, whole: false },
   ];
 }
 

@@ -139,35 +139,49 @@ fn philox(counter: vec4u, seed: vec2u) -> vec4u {
 }`;
 
 /**
- * Declares where batch row `b`, query head `h` and key head `g` lie: `sq`, `sk`, `shift`, `keyFirst`, the bases
- * `qBase` `kBase` `vBase` in the units of the operands' loads, `outRow` (first row of the dense output) and `lseAt`.
+ * Declares what batch row `b` is: `sq`, `sk`, `shift`, `keyFirst`, and the first rows of the dense results, `outRow` for
+ * queries and `keyRow` for keys.
  */
-export function locate(options: AttentionOptions): string {
-  const lines = options.lengths === "varlen"
-    ? [
-      "let qFrom = u32(cuQ[b]); let sq = u32(cuQ[b + 1u]) - qFrom;",
-      "let kFrom = u32(cuK[b]); let sk = u32(cuK[b + 1u]) - kFrom;",
-      "let qBase = u.qOffset + qFrom * u.qSeq + h * u.qHead;",
-      "let kBase = u.kOffset + kFrom * u.kSeq + g * u.kHead;",
-      "let vBase = u.vOffset + kFrom * u.vSeq + g * u.vHead;",
-      "let outRow = qFrom; let keyRow = kFrom; let lseAt = h * u.sq + qFrom;",
-    ]
-    : [
-      "let sq = u.sq; let qBase = u.qOffset + b * u.qBatch + h * u.qHead;",
-      "let outRow = b * u.sq; let keyRow = b * u.sk; let lseAt = (b * u.heads + h) * u.sq;",
-      options.lengths === "cache" ? "let sk = u32(cacheLengths[b]);" : "let sk = u.sk;",
-      `let kb = ${options.paged ? "0u" : options.cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
-      "let kBase = u.kOffset + kb * u.kBatch + g * u.kHead;",
-      "let vBase = u.vOffset + kb * u.vBatch + g * u.vHead;",
-    ];
+export function locateBatch(options: AttentionOptions): string {
+  const { lengths, leftpad } = options;
   return [
-    ...lines,
-    `let keyFirst = ${options.leftpad ? "u32(leftpad[b])" : "0u"};`,
+    ...(lengths === "varlen"
+      ? [
+        "let outRow = u32(cuQ[b]); let sq = u32(cuQ[b + 1u]) - outRow;",
+        "let keyRow = u32(cuK[b]); let sk = u32(cuK[b + 1u]) - keyRow;",
+      ]
+      : [
+        `let sq = u.sq; let sk = ${lengths === "cache" ? "u32(cacheLengths[b])" : "u.sk"};`,
+        "let outRow = b * u.sq; let keyRow = b * u.sk;",
+      ]),
+    `let keyFirst = ${leftpad ? "u32(leftpad[b])" : "0u"};`,
     "let shift = i32(sk) - i32(sq);",
-    options.alibi ? "let slope = alibi[b * u.alibiBatch + h] * 1.4426950408889634f;" : "",
-    options.bias === "none" ? "" : "let biasBase = u.biasOffset + b * u.biasBatch + h * u.biasHead;",
-    options.mask ? "let maskBase = u.maskOffset + b * u.maskBatch + h * u.maskHead;" : "",
-    options.dropout ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
+  ].join("\n");
+}
+
+/**
+ * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` `kBase` `vBase` in the units of
+ * the operands' loads, `lseAt` of the row's statistics, and what the options need for a head.
+ */
+export function locateHead(options: AttentionOptions): string {
+  const { lengths, paged, cacheIndex, alibi, bias, mask, dropout } = options;
+  return [
+    ...(lengths === "varlen"
+      ? [
+        "let qBase = u.qOffset + outRow * u.qSeq + h * u.qHead; let lseAt = h * u.sq + outRow;",
+        "let kBase = u.kOffset + keyRow * u.kSeq + g * u.kHead;",
+        "let vBase = u.vOffset + keyRow * u.vSeq + g * u.vHead;",
+      ]
+      : [
+        "let qBase = u.qOffset + b * u.qBatch + h * u.qHead; let lseAt = (b * u.heads + h) * u.sq;",
+        `let cacheRow = ${paged ? "0u" : cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
+        "let kBase = u.kOffset + cacheRow * u.kBatch + g * u.kHead;",
+        "let vBase = u.vOffset + cacheRow * u.vBatch + g * u.vHead;",
+      ]),
+    alibi ? "let slope = alibi[b * u.alibiBatch + h] * 1.4426950408889634f;" : "",
+    bias === "none" ? "" : "let biasBase = u.biasOffset + b * u.biasBatch + h * u.biasHead;",
+    mask ? "let maskBase = u.maskOffset + b * u.maskBatch + h * u.maskHead;" : "",
+    dropout ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
   ].filter((line) => line !== "").join("\n");
 }
 
