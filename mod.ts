@@ -14,6 +14,10 @@
  */
 export { checkpoint, grad, stopGradient, valueAndGrad, vjp } from "./autograd/grad.ts";
 export type { ArgNums, GradientsOf, GradOptions, VjpFunction } from "./autograd/grad.ts";
+export { init } from "./kernels/init.ts";
+export type { InitOptions } from "./kernels/init.ts";
+export { webgpu } from "./kernels/webgpu.ts";
+export type { WebGpuOptions } from "./kernels/webgpu.ts";
 export { getBackend, memory, resetPeak, setBackend } from "./tensor/backend.ts";
 export type { Backend, Capabilities, MemoryInfo } from "./tensor/backend.ts";
 export { cpu } from "./tensor/cpu.ts";
@@ -75,6 +79,8 @@ export {
   transpose,
 } from "./tensor/movement.ts";
 export { logSoftmax, softmax } from "./tensor/norm.ts";
+export { bernoulli, dropout, foldIn, key, randint, randn, split, uniform } from "./tensor/random.ts";
+export type { RandomOptions, UniformOptions } from "./tensor/random.ts";
 export { argmax, argmin, cumsum, logsumexp, max, mean, min, sum, topK } from "./tensor/reduce.ts";
 export type { ArgOptions, ReduceOptions } from "./tensor/reduce.ts";
 export { dispose, scope } from "./tensor/scope.ts";

@@ -31,6 +31,7 @@ import { matmul } from "../tensor/matmul.ts";
 import { broadcastTo, expandDims, padOp, permute, reshape, slice, sliceOp } from "../tensor/movement.ts";
 import { type Op, run } from "../tensor/op.ts";
 import type { OpName, ParamsOfName } from "../tensor/ops.ts";
+import { dropoutOp } from "../tensor/random.ts";
 import { cumsumOp, reducedShape, type ReduceParams, sum } from "../tensor/reduce.ts";
 import { sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { zeros } from "../tensor/create.ts";
@@ -185,6 +186,14 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   logSoftmax: ({ output: y, params: { axis } }) => (dy) => [
     sub(dy, mul(exp(y), sum(dy, { axis, keepDims: true }))),
   ],
+  // random
+  split: null,
+  foldIn: null,
+  uniform: null,
+  randn: null,
+  randint: null,
+  bernoulli: null,
+  dropout: ({ inputs: [key], params }) => (dy) => [null, run(dropoutOp, [key, dy], params)],
   // matmul
   matmul: ({ inputs: [a, b], params: { transposeA: ta, transposeB: tb } }) => (dy) =>
     pair(

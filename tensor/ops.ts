@@ -6,6 +6,7 @@ import * as matmul from "./matmul.ts";
 import * as move from "./movement.ts";
 import * as norm from "./norm.ts";
 import type { Op } from "./op.ts";
+import * as random from "./random.ts";
 import * as reduce from "./reduce.ts";
 
 /** Every op by its name. */
@@ -70,6 +71,14 @@ export const ops = {
   // norm
   softmax: norm.softmaxOp,
   logSoftmax: norm.logSoftmaxOp,
+  // random
+  split: random.splitOp,
+  foldIn: random.foldInOp,
+  uniform: random.uniformOp,
+  randn: random.randnOp,
+  randint: random.randintOp,
+  bernoulli: random.bernoulliOp,
+  dropout: random.dropoutOp,
   // matmul
   matmul: matmul.matmulOp,
 } as const;
