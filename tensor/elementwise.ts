@@ -70,6 +70,14 @@ function erfOf(x: number): number {
   return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
 }
 
+/** 1 − erf x; where that cancels, by the continued fraction of Laplace (Abramowitz and Stegun 7.1.14). */
+function erfcOf(x: number): number {
+  if (x < 2) return 1 - erfOf(x);
+  let tail = x;
+  for (let n = 60; n > 0; n--) tail = x + n / 2 / tail;
+  return Math.exp(-x * x) / (Math.sqrt(Math.PI) * tail);
+}
+
 /** Stable at both ends: never e to a large power. */
 function sigmoidOf(x: number): number {
   return x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x));
@@ -126,7 +134,7 @@ export const cosOp: Op = op1("cos", Math.cos);
 export const geluOp: Op<Required<GeluOptions>> = {
   ...op1("gelu", Math.abs),
   reference: (inputs, { approximate }, y) => {
-    const exact = (x: number) => x === -Infinity ? 0 : 0.5 * x * (1 + erfOf(x / Math.SQRT2));
+    const exact = (x: number) => x === -Infinity ? 0 : 0.5 * x * erfcOf(-x / Math.SQRT2);
     map(approximate === "tanh" ? geluTanh : exact)(inputs, {}, y);
   },
 };

@@ -1,0 +1,36 @@
+/** Opening a backend and making it the default. */
+import { type Backend, setBackend } from "../tensor/backend.ts";
+import { cpu } from "../tensor/cpu.ts";
+import { UnsupportedError, ValueError } from "../tensor/errors.ts";
+import { webgpu, type WebGpuOptions } from "./webgpu.ts";
+
+/** Which backend to open. */
+export interface InitOptions extends WebGpuOptions {
+  /** `"auto"` takes WebGPU where there is an adapter, else the CPU. */
+  readonly backend?: "auto" | "webgpu" | "cpu";
+}
+
+/**
+ * Opens a backend and makes it the one that creators use.
+ *
+ * @param options.backend `"auto"` (the default) falls back to the CPU where there is no adapter
+ * @param options.gpu where adapters come from: a `GPU`, such as the one that `dawn()` gives
+ * @throws {UnsupportedError} when `"webgpu"` is asked for and there is none
+ *
+ * @example
+ * ```ts
+ * import { init } from "@flashtape/flashtape";
+ * const { name, description } = await init();
+ * ```
+ */
+export async function init({ backend = "auto", ...options }: InitOptions = {}): Promise<Backend> {
+  if (backend !== "auto" && backend !== "webgpu" && backend !== "cpu") {
+    throw new ValueError("init", `backend is "auto", "webgpu" or "cpu", got "${backend}"`);
+  }
+  const opened = backend === "cpu" ? cpu() : await webgpu(options).catch((error) => {
+    if (backend === "auto" && error instanceof UnsupportedError) return cpu();
+    throw error;
+  });
+  setBackend(opened);
+  return opened;
+}

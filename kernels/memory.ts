@@ -1,0 +1,138 @@
+/** The buffer pool: freed buffers are kept by size and handed out again, always the oldest first. */
+import { LimitError, OutOfMemoryError } from "../tensor/errors.ts";
+import type { MemoryInfo } from "../tensor/backend.ts";
+import type { Storage } from "../tensor/tensor.ts";
+
+/** A buffer of the pool while someone uses it. */
+export class PooledBuffer implements Storage {
+  refs = 0;
+  /** Bytes asked for. */
+  bytes = 0;
+  /** The batch that used it last, so that a host write knows whether to send that batch first. */
+  usedIn = -1;
+  constructor(readonly pool: BufferPool, readonly id: number, readonly buffer: GPUBuffer, readonly capacity: number) {}
+  free(): void {
+    this.pool.give(this);
+  }
+}
+
+/**
+ * The size that is allocated for a request: eight steps to each power of two, so that at most an eighth is wasted and
+ * near sizes share buffers.
+ */
+export function sizeClass(bytes: number): number {
+  const step = 2 ** Math.max(8, Math.ceil(Math.log2(Math.max(1, bytes))) - 3);
+  return Math.max(1, Math.ceil(bytes / step)) * step;
+}
+
+/** Keeps freed buffers of at least this many bytes in all before it destroys any. */
+const keepAtLeast = 64 * 2 ** 20;
+/** Allocations from this size on are watched for running out of memory. */
+const watchFrom = 16 * 2 ** 20;
+
+/** GPU buffers by size class. */
+export class BufferPool {
+  readonly #device: GPUDevice;
+  readonly #limit: number;
+  readonly #onDestroy: (id: number) => void;
+  readonly #onError: (error: Error) => void;
+  /** Free buffers of each capacity, in rising order of id: equal programs then get equal buffers, and bind groups hit. */
+  readonly #free = new Map<number, PooledBuffer[]>();
+  #nextId = 0;
+  #current = 0;
+  #peak = 0;
+  #pooled = 0;
+  #closed = false;
+
+  constructor(
+    device: GPUDevice,
+    limit: number,
+    onDestroy: (id: number) => void,
+    onError: (error: Error) => void,
+  ) {
+    this.#device = device;
+    this.#limit = limit;
+    this.#onDestroy = onDestroy;
+    this.#onError = onError;
+  }
+
+  /**
+   * A buffer of at least so many bytes, contents undefined, padded at least to a multiple of 256.
+   * @throws {LimitError} when one binding cannot hold it
+   */
+  take(bytes: number, op: string): PooledBuffer {
+    const capacity = Math.min(sizeClass(bytes), Math.floor(this.#limit / 4) * 4);
+    if (bytes > capacity) {
+      throw new LimitError(
+        op,
+        `a tensor of ${bytes} bytes is larger than one binding of this device holds (${this.#limit} bytes): split it`,
+      );
+    }
+    const free = this.#free.get(capacity);
+    let taken = free?.shift();
+    if (taken !== undefined) this.#pooled -= capacity;
+    else taken = this.#create(capacity, op);
+    taken.bytes = bytes;
+    this.#current += bytes;
+    this.#peak = Math.max(this.#peak, this.#current);
+    return taken;
+  }
+
+  /** Takes a buffer back. */
+  give(buffer: PooledBuffer): void {
+    if (this.#closed) return;
+    this.#current -= buffer.bytes;
+    this.#pooled += buffer.capacity;
+    const free = this.#free.get(buffer.capacity);
+    if (free === undefined) return void this.#free.set(buffer.capacity, [buffer]);
+    let at = free.length;
+    while (at > 0 && free[at - 1].id > buffer.id) at--;
+    free.splice(at, 0, buffer);
+  }
+
+  memory(): MemoryInfo {
+    return { current: this.#current, peak: this.#peak, pooled: this.#pooled };
+  }
+
+  resetPeak(): void {
+    this.#peak = this.#current;
+  }
+
+  /** Destroys free buffers until at most `keep` bytes of them are left, largest first. */
+  trim(keep = 0): void {
+    for (const capacity of [...this.#free.keys()].sort((a, b) => b - a)) {
+      const free = this.#free.get(capacity)!;
+      while (this.#pooled > keep && free.length > 0) {
+        const { id, buffer } = free.pop()!;
+        this.#pooled -= capacity;
+        this.#onDestroy(id);
+        buffer.destroy();
+      }
+      if (free.length === 0) this.#free.delete(capacity);
+    }
+  }
+
+  close(): void {
+    this.trim();
+    this.#closed = true;
+  }
+
+  #create(capacity: number, op: string): PooledBuffer {
+    // A program whose shapes change would fill the pool with sizes that it no longer asks for.
+    this.trim(Math.max(keepAtLeast, this.#current));
+    const watched = capacity >= watchFrom;
+    if (watched) this.#device.pushErrorScope("out-of-memory");
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const buffer = this.#device.createBuffer({ size: capacity, usage });
+    if (watched) {
+      const held = this.#current + this.#pooled;
+      this.#device.popErrorScope().then((error) => {
+        if (error === null) return;
+        this.#onError(
+          new OutOfMemoryError(op, `no room for ${capacity} bytes beside the ${held} bytes held: ${error.message}`),
+        );
+      }, () => {});
+    }
+    return new PooledBuffer(this, this.#nextId++, buffer, capacity);
+  }
+}

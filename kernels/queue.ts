@@ -1,0 +1,104 @@
+/**
+ * Batching: dispatches collect in one compute pass and go out together, since a submit costs as much as twenty
+ * dispatches. Their uniforms collect on the host and are written at once, ahead of the batch, into one buffer.
+ */
+import type { Kernel } from "./kernel.ts";
+import type { PooledBuffer } from "./memory.ts";
+import { type Pipelines, slotBytes } from "./pipelines.ts";
+
+/** Dispatches in a batch before it goes out by itself. */
+const maxBatch = 128;
+/** Room for the uniforms of a batch. */
+const uniformCapacity = 256 * 1024;
+
+/** The dispatches that wait, and the way out. */
+export class DispatchQueue {
+  /** The batch that is being collected. */
+  batch = 0;
+  readonly #device: GPUDevice;
+  readonly #uniforms: GPUBuffer;
+  readonly #staging = new ArrayBuffer(uniformCapacity);
+  readonly #u32 = new Uint32Array(this.#staging);
+  readonly #f32 = new Float32Array(this.#staging);
+  readonly #offset = [0];
+  #used = 0;
+  #count = 0;
+  #encoder: GPUCommandEncoder | null = null;
+  #pass: GPUComputePassEncoder | null = null;
+  #pipeline: GPUComputePipeline | null = null;
+
+  constructor(device: GPUDevice) {
+    this.#device = device;
+    this.#uniforms = device.createBuffer({
+      size: uniformCapacity,
+      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
+    });
+  }
+
+  /** The buffer that every kernel's uniform block lies in. */
+  get uniforms(): GPUBuffer {
+    return this.#uniforms;
+  }
+
+  /** Adds a dispatch to the batch. Buffers stand in the order of the kernel's reads, then writes. */
+  dispatch(
+    pipelines: Pipelines,
+    kernel: Kernel,
+    buffers: readonly PooledBuffer[],
+    uniforms: Readonly<Record<string, number>>,
+    [x, y, z]: readonly [number, number, number],
+  ): void {
+    const pipeline = pipelines.get(kernel);
+    const slot = slotBytes(pipeline.uniformBytes);
+    if (this.#count >= maxBatch || this.#used + slot > uniformCapacity) this.flush();
+    this.#encoder ??= this.#device.createCommandEncoder();
+    this.#pass ??= this.#encoder.beginComputePass();
+    if (this.#pipeline !== pipeline.pipeline) this.#pass.setPipeline(this.#pipeline = pipeline.pipeline);
+    const group = pipelines.bind(pipeline, buffers);
+    if (slot > 0) {
+      let word = this.#used / 4;
+      for (const [name, type] of kernel.uniforms) {
+        const value = uniforms[name];
+        if (value === undefined) throw new Error(`${kernel.name}: no value for uniform ${name}`);
+        if (type === "f32") this.#f32[word++] = value;
+        else this.#u32[word++] = value;
+      }
+      this.#offset[0] = this.#used;
+      this.#pass.setBindGroup(0, group, this.#offset);
+      this.#used += slot;
+    } else this.#pass.setBindGroup(0, group);
+    this.#pass.dispatchWorkgroups(x, y, z);
+    this.#count++;
+    for (const buffer of buffers) buffer.usedIn = this.batch;
+  }
+
+  /** Adds a copy between buffers to the batch. */
+  copy(from: GPUBuffer, fromOffset: number, to: GPUBuffer, toOffset: number, bytes: number): void {
+    this.#endPass();
+    this.#encoder ??= this.#device.createCommandEncoder();
+    this.#encoder.copyBufferToBuffer(from, fromOffset, to, toOffset, bytes);
+  }
+
+  /** Writes host bytes into a buffer, after all that was queued on it before. */
+  write(target: PooledBuffer, bytes: Uint8Array<ArrayBuffer>): void {
+    if (target.usedIn === this.batch) this.flush();
+    this.#device.queue.writeBuffer(target.buffer, 0, bytes);
+  }
+
+  /** Sends what has collected. */
+  flush(): void {
+    if (this.#encoder === null) return;
+    this.#endPass();
+    // The write is queued after earlier batches, so they have read their uniforms before these replace them.
+    if (this.#used > 0) this.#device.queue.writeBuffer(this.#uniforms, 0, this.#staging, 0, this.#used);
+    this.#device.queue.submit([this.#encoder.finish()]);
+    this.#encoder = null;
+    this.#used = this.#count = 0;
+    this.batch++;
+  }
+
+  #endPass(): void {
+    this.#pass?.end();
+    this.#pass = this.#pipeline = null;
+  }
+}

@@ -1,0 +1,242 @@
+/** The WebGPU backend: tensors in pooled buffers, ops as batched dispatches. */
+import type { Backend, Capabilities, MemoryInfo } from "../tensor/backend.ts";
+import type { DType } from "../tensor/dtype.ts";
+import { DeviceError, DeviceLostError, UnsupportedError } from "../tensor/errors.ts";
+import type { Op, Spec } from "../tensor/op.ts";
+import type { OpName } from "../tensor/ops.ts";
+import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
+import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
+import { type Device, open } from "./device.ts";
+import type { Kernel } from "./kernel.ts";
+import { copy, type Lowering, lowerings, type View } from "./lowerings.ts";
+import { BufferPool, PooledBuffer } from "./memory.ts";
+import { Pipelines } from "./pipelines.ts";
+import { DispatchQueue } from "./queue.ts";
+import { Readback } from "./readback.ts";
+import { storageBytes } from "./storage.ts";
+
+/** How to open the WebGPU backend. */
+export interface WebGpuOptions {
+  /** Where the adapter comes from; the runtime's own WebGPU when not given. */
+  readonly gpu?: GPU;
+  /** Whether to use Deno's shortcut for reading results, where it works. */
+  readonly fastReadback?: boolean;
+}
+
+class WebGpuBackend implements Backend {
+  readonly name = "webgpu";
+  readonly description: string;
+  readonly capabilities: Capabilities;
+  readonly dtypes: readonly DType[] = ["f32", "f16", "bf16", "i32", "u32", "bool"];
+  readonly #device: Device;
+  readonly #pool: BufferPool;
+  readonly #queue: DispatchQueue;
+  readonly #pipelines: Pipelines;
+  readonly #readback: Readback;
+  #failure: Error | null = null;
+  #closed = false;
+
+  constructor(device: Device) {
+    this.#device = device;
+    this.description = device.description;
+    this.capabilities = device.capabilities;
+    const fail = (error: Error) => {
+      this.#failure ??= error;
+    };
+    this.#queue = new DispatchQueue(device.device);
+    this.#pipelines = new Pipelines(device, this.#queue.uniforms, fail);
+    const { maxBinding } = device.capabilities;
+    this.#pool = new BufferPool(device.device, maxBinding, (id) => this.#pipelines.forget(id), fail);
+    this.#readback = new Readback(device.device, this.#queue);
+    device.device.addEventListener("uncapturederror", (event) => {
+      event.preventDefault();
+      fail(new DeviceError("webgpu", (event as GPUUncapturedErrorEvent).error.message));
+    });
+    device.device.lost.then(({ reason, message }) => {
+      if (!this.#closed) fail(new DeviceLostError("webgpu", `the device was lost (${reason || "unknown"}): ${message}`));
+    });
+  }
+
+  /** Finds out what only a running device tells. */
+  async start(fastReadback: boolean): Promise<this> {
+    if (fastReadback) await this.#readback.probe();
+    return this;
+  }
+
+  upload(dtype: DType, bytes: Uint8Array): Storage {
+    this.#check("upload");
+    const words = dtype === "bool" ? new Uint8Array(Uint32Array.from(bytes).buffer) : bytes;
+    const buffer = this.#pool.take(words.byteLength, "upload");
+    if (words.byteLength > 0) this.#queue.write(buffer, padded(words));
+    return buffer;
+  }
+
+  copy(x: Tensor): Storage {
+    const buffer = this.#pool.take(x.size * storageBytes(x.dtype), "copy");
+    if (x.size > 0) {
+      const to = { shape: x.shape, strides: stridesOf(x.shape), offset: 0, dtype: x.dtype, buffer };
+      copy(this.#lowering([], [], {}, "copy", []), this.#view(x, "copy"), to);
+    }
+    return buffer;
+  }
+
+  run<P>(
+    op: Op<P>,
+    inputs: readonly Tensor[],
+    params: P,
+    outputs: readonly Spec[],
+    into: readonly Storage[] = [],
+  ): Storage[] {
+    this.#check(op.name);
+    const lower = lowerings[op.name as OpName] as ((call: Lowering<P>) => void) | undefined;
+    if (lower === undefined) throw new UnsupportedError(op.name, "this op has no kernel");
+    const results = outputs.map(({ shape, dtype }, i): View => ({
+      buffer: (into[i] as PooledBuffer | undefined) ?? this.#pool.take(sizeOf(shape) * storageBytes(dtype), op.name),
+      shape,
+      strides: stridesOf(shape),
+      offset: 0,
+      dtype,
+    }));
+    if (results.some((y) => sizeOf(y.shape) > 0)) {
+      const temporaries: PooledBuffer[] = [];
+      const views = inputs.map((x) => this.#view(x, op.name));
+      lower(this.#lowering(views, results, params, op.name, temporaries));
+      for (const buffer of temporaries) buffer.free();
+    }
+    return results.map((y) => y.buffer);
+  }
+
+  async read(storage: Storage, layout: Layout, dtype: DType): Promise<Uint8Array> {
+    const part = this.#part(storage, layout, dtype);
+    if (part === null) return new Uint8Array(0);
+    const words = await this.#readback.read(part.buffer.buffer, part.start, part.length);
+    return this.#finish(words, part, dtype);
+  }
+
+  readSync(storage: Storage, layout: Layout, dtype: DType): Uint8Array {
+    const part = this.#part(storage, layout, dtype);
+    if (part === null) return new Uint8Array(0);
+    return this.#finish(this.#readback.readSync(part.buffer.buffer, part.start, part.length), part, dtype);
+  }
+
+  async synchronize(): Promise<void> {
+    this.#queue.flush();
+    if (this.#readback.immediate) this.#readback.readSync(this.#queue.uniforms, 0, 4);
+    else await this.#device.device.queue.onSubmittedWorkDone();
+    this.#check("synchronize");
+  }
+
+  memory(): MemoryInfo {
+    return this.#pool.memory();
+  }
+
+  resetPeak(): void {
+    this.#pool.resetPeak();
+  }
+
+  dispose(): void {
+    this.#closed = true;
+    this.#queue.flush();
+    this.#pool.close();
+    this.#device.device.destroy();
+  }
+
+  /** Errors that the device reported since the last call are thrown by this one. */
+  #check(op: string): void {
+    if (this.#closed) throw new DeviceLostError(op, "the backend was disposed");
+    const failure = this.#failure;
+    if (failure === null) return;
+    if (!(failure instanceof DeviceLostError)) this.#failure = null;
+    throw failure;
+  }
+
+  #view(x: Tensor, op: string): View {
+    const storage = storageOf(x, op);
+    if (!(storage instanceof PooledBuffer)) throw new UnsupportedError(op, `${x} is not on this device`);
+    return { buffer: storage, shape: x.shape, strides: x.strides, offset: x.offset, dtype: x.dtype };
+  }
+
+  #lowering<P>(
+    inputs: readonly View[],
+    outputs: readonly View[],
+    params: P,
+    op: string,
+    temporaries: PooledBuffer[],
+  ): Lowering<P> {
+    const call: Lowering<P> = {
+      inputs,
+      outputs,
+      params,
+      capabilities: this.capabilities,
+      dispatch: (kernel: Kernel, views, uniforms, workgroups) => {
+        if (workgroups[0] === 0 || workgroups[1] === 0 || workgroups[2] === 0) return;
+        this.#queue.dispatch(this.#pipelines, kernel, views.map((v) => v.buffer), uniforms, workgroups);
+      },
+      temporary: (shape: Shape, dtype: DType) => {
+        const buffer = this.#pool.take(sizeOf(shape) * storageBytes(dtype), op);
+        temporaries.push(buffer);
+        return { buffer, shape, strides: stridesOf(shape), offset: 0, dtype };
+      },
+      dense: (view: View, align = 4) => {
+        if (isDense(view) && view.offset % align === 0) return view;
+        const whole = call.temporary(view.shape, view.dtype);
+        if (sizeOf(view.shape) > 0) copy(call, view, whole);
+        return whole;
+      },
+    };
+    return call;
+  }
+
+  /** Where in which buffer the elements of a layout lie dense, in whole words; null for no elements. */
+  #part(storage: Storage, layout: Layout, dtype: DType): Part | null {
+    this.#check("data");
+    const size = sizeOf(layout.shape);
+    if (size === 0) return null;
+    const width = storageBytes(dtype);
+    const from: View = { ...pick(layout), buffer: storage as PooledBuffer, dtype };
+    const temporaries: PooledBuffer[] = [];
+    const whole = this.#lowering([], [], {}, "data", temporaries).dense(from, 1);
+    // The copy is queued; its buffer may be reused by later ops, which are queued behind the read.
+    for (const buffer of temporaries) buffer.free();
+    const start = Math.floor(whole.offset * width / 4) * 4;
+    const end = Math.ceil((whole.offset + size) * width / 4) * 4;
+    return { buffer: whole.buffer, start, length: end - start, skip: whole.offset * width - start, bytes: size * width };
+  }
+
+  #finish(words: Uint8Array<ArrayBuffer>, { skip, bytes }: Part, dtype: DType): Uint8Array {
+    this.#check("data");
+    const exact = words.subarray(skip, skip + bytes);
+    if (dtype !== "bool") return exact;
+    return Uint8Array.from(new Uint32Array(exact.buffer, exact.byteOffset, bytes / 4), (x) => x === 0 ? 0 : 1);
+  }
+}
+
+interface Part {
+  readonly buffer: PooledBuffer;
+  readonly start: number;
+  readonly length: number;
+  readonly skip: number;
+  readonly bytes: number;
+}
+
+function pick({ shape, strides, offset }: Layout): Layout {
+  return { shape, strides, offset };
+}
+
+/** Host writes go in whole words. */
+function padded(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
+  const length = Math.ceil(bytes.byteLength / 4) * 4;
+  if (length === bytes.byteLength) return bytes as Uint8Array<ArrayBuffer>;
+  const out = new Uint8Array(length);
+  out.set(bytes);
+  return out;
+}
+
+/**
+ * The WebGPU backend on the fastest adapter. f64 is refused here.
+ * @throws {UnsupportedError} when there is no WebGPU or no adapter
+ */
+export async function webgpu({ gpu, fastReadback = true }: WebGpuOptions = {}): Promise<Backend> {
+  return await new WebGpuBackend(await open(gpu)).start(fastReadback);
+}
+
