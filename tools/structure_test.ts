@@ -13,7 +13,7 @@ type Room = {
   rooms: string[];
   /** Public entries only, by the name that a user imports; never a file of the library. */
   publicOnly?: true;
-  /** Packages and node: modules; published code goes without. */
+  /** Packages and node: modules. Published code takes neither, but may load a node: module where it turns out to need it. */
   packages?: true;
 };
 
@@ -35,7 +35,7 @@ const rules: Record<string, Room> = {
 const inTests: Room = { rooms: ["testing", "mod.ts"], packages: true };
 
 /** One import: the file it stands in and what it names, as written and as resolved; paths are relative to the root. */
-type Import = { from: string; written: string; to: string };
+type Import = { from: string; written: string; to: string; dynamic?: boolean };
 
 const root = new URL("../", import.meta.url);
 const relative = (url: string): string => url.startsWith(root.href) ? url.slice(root.href.length) : url;
@@ -47,12 +47,14 @@ const config: { name: string; exports: Record<string, string> } = JSON.parse(
 const entries = Object.values(config.exports).map((path) => path.replace("./", ""));
 
 /** Why an import is against the rules, or null. */
-function objection({ from, written, to }: Import): string | null {
+function objection({ from, written, to, dynamic }: Import): string | null {
   const room = roomOf(from), rule = rules[room], isTest = from.endsWith("_test.ts");
   if (rule === undefined) return `${room} has no rule`;
   if (/^(npm|jsr|node|https?|data|blob):/.test(to)) {
     if (!/^(npm|node):/.test(to)) return "only npm: and node: can be imported";
-    return rule.packages || isTest ? null : "published code has no dependency";
+    if (rule.packages || isTest) return null;
+    if (!to.startsWith("node:")) return "published code has no dependency";
+    return dynamic ? null : "a browser could not load it: await import() it where it is needed";
   }
   const target = roomOf(to);
   if (!isTest && to.endsWith("_test.ts")) return "a test is nobody's dependency";
@@ -65,18 +67,25 @@ function objection({ from, written, to }: Import): string | null {
   return allowed.includes(target) ? null : `${room} may import ${allowed.join(", ") || "nothing of the rest"}`;
 }
 
-/** The source files under a path relative to the root. */
-function sources(path: string): string[] {
-  if (path.endsWith(".ts")) return existsSync(new URL(path, root)) ? [path] : [];
-  if (!existsSync(new URL(path, root))) return [];
-  return readdirSync(new URL(path, root), { withFileTypes: true }).flatMap((entry) =>
-    entry.isDirectory() ? sources(`${path}/${entry.name}`) : entry.name.endsWith(".ts") ? [`${path}/${entry.name}`] : []
-  );
+const notOurs = /^(\..*|node_modules|out|coverage)$/;
+
+/** The source files under a directory, by their paths from the root. */
+function sources(directory: string): string[] {
+  return readdirSync(new URL(directory, root), { withFileTypes: true }).flatMap((entry) => {
+    const path = `${directory}${entry.name}`;
+    if (entry.isDirectory()) return notOurs.test(entry.name) ? [] : sources(`${path}/`);
+    return path.endsWith(".ts") ? [path] : [];
+  });
 }
 
-const everyFile = Object.keys(rules).flatMap(sources);
+const everyFile = sources("");
 
-type Dependency = { specifier: string; code?: { specifier: string }; type?: { specifier: string } };
+type Dependency = {
+  specifier: string;
+  isDynamic?: boolean;
+  code?: { specifier: string };
+  type?: { specifier: string };
+};
 type Info = { modules: { specifier: string; error?: string; dependencies?: Dependency[] }[] };
 
 /** All imports of the given files. One graph covers everything that its root reaches, so most files cost no call. */
@@ -94,7 +103,15 @@ async function importsOf(files: string[]): Promise<Import[]> {
       const from = relative(specifier);
       assert.equal(error, undefined, from);
       const resolved = (each: Dependency) => relative((each.code ?? each.type)?.specifier ?? each.specifier);
-      imports.set(from, dependencies.map((each) => ({ from, written: each.specifier, to: resolved(each) })));
+      imports.set(
+        from,
+        dependencies.map((each) => ({
+          from,
+          written: each.specifier,
+          to: resolved(each),
+          dynamic: each.isDynamic ?? false,
+        })),
+      );
     }
   }
   return files.flatMap((file) => imports.get(file) ?? assert.fail(`no graph holds ${file}`));
@@ -110,6 +127,7 @@ Deno.test("objection() lets imports go one way only", () => {
     { from: "examples/a.ts", written: name, to: "mod.ts" },
     { from: "bench/a.ts", written: `${name}/nn`, to: "nn/mod.ts" },
     { from: "examples/a.ts", written: "@stdlib/x", to: "npm:@stdlib/x@1" },
+    { from: "nn/files.ts", written: "node:fs/promises", to: "node:fs/promises", dynamic: true },
     { from: "tensor/norm_test.ts", written: "../testing/property.ts", to: "testing/property.ts" },
     { from: "kernels/norm_test.ts", written: "../mod.ts", to: "mod.ts" },
     { from: "tensor/norm_test.ts", written: "node:assert/strict", to: "node:assert/strict" },
@@ -120,6 +138,7 @@ Deno.test("objection() lets imports go one way only", () => {
     { from: "tensor/norm.ts", written: name, to: "mod.ts" },
     { from: "tensor/norm.ts", written: "./norm_test.ts", to: "tensor/norm_test.ts" },
     { from: "tensor/norm.ts", written: "node:fs", to: "node:fs" },
+    { from: "nn/linear.ts", written: "npm:ms", to: "npm:ms@2", dynamic: true },
     { from: "kernels/norm.ts", written: "../autograd/tape.ts", to: "autograd/tape.ts" },
     { from: "autograd/vjps.ts", written: "../kernels/norm.ts", to: "kernels/norm.ts" },
     { from: "nn/linear.ts", written: "../kernels/norm.ts", to: "kernels/norm.ts" },
@@ -140,7 +159,8 @@ Deno.test("importsOf() sees type-only, dynamic and re-exporting imports", async 
     const text = 'import type { A } from "./a.ts"; export type B = A; await import("./b.ts"); export * from "./c.ts";';
     for (const name of ["a", "b", "c"]) Deno.writeTextFileSync(new URL(at(name)), "export type A = 1;");
     Deno.writeTextFileSync(new URL(at("all")), text);
-    assert.deepEqual((await importsOf([at("all")])).map(({ to }) => to).sort(), ["a", "b", "c"].map(at));
+    const seen = (await importsOf([at("all")])).map(({ to, dynamic }) => `${dynamic ? "dynamic " : ""}${to}`);
+    assert.deepEqual(seen, [at("a"), `dynamic ${at("b")}`, at("c")]);
   } finally {
     Deno.removeSync(directory, { recursive: true });
   }
@@ -170,7 +190,7 @@ async function needsTest(file: string): Promise<boolean> {
 
 Deno.test("every x.ts of the library has its x_test.ts beside it", async () => {
   const missing: string[] = [];
-  for (const file of library.flatMap(sources)) {
+  for (const file of everyFile.filter((path) => library.includes(roomOf(path)))) {
     if (!existsSync(new URL(file.replace(/\.ts$/, "_test.ts"), root)) && await needsTest(file)) missing.push(file);
   }
   assert.deepEqual(missing, []);
