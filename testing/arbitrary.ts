@@ -35,7 +35,11 @@ export class Discard extends Error {
 export class Arbitrary<T> {
   readonly #body: (source: Source) => T;
 
-  /** @param body makes one value from what it draws; the same draws must give the same value */
+  /**
+   * An arbitrary from scratch; {@link compose} is the easier way.
+   *
+   * @param body makes one value from what it draws; the same draws must give the same value
+   */
   constructor(body: (source: Source) => T) {
     this.#body = body;
   }

@@ -4,6 +4,8 @@
  * needs to know, so `map`, `chain` and code written by users shrink without being told how.
  */
 
+import { philox4x32 } from "../tensor/philox.ts";
+
 /**
  * What an arbitrary drew, in order. Numbers and groups are kept apart so that an edit in one group never shifts what
  * another group reads; what is missing reads as 0, the simplest choice.
@@ -23,17 +25,17 @@ export const SIMPLEST: Choices = { numbers: [], groups: [] };
 
 const MANTISSA = 2 ** 53;
 const WORD = 2 ** 32;
+const words = new Uint32Array(4);
 
-/**
- * A counter-based generator, Philox-4x32-10 (Salmon, Moraes, Dror and Shaw, “Parallel random numbers: as easy as 1, 2,
- * 3”, 2011), keyed by the seed and counted by (draw, case): case 90 needs no case before it.
- */
+/** Random numbers from Philox, keyed by the seed and counted by (draw, case): case 90 needs no case before it. */
 export class Random {
   readonly #seed: number;
   readonly #index: number;
   #count = 0;
 
   /**
+   * The start of one stream.
+   *
    * @param seed an integer from 0 to 2⁵³ − 1
    * @param index which of the seed's streams, an integer from 0 to 2⁵³ − 1
    */
@@ -44,8 +46,9 @@ export class Random {
 
   /** A multiple of 2⁻⁵³, uniform in [0, 1). */
   unit(): number {
-    const [a, b] = philox([this.#count++, 0, low(this.#index), high(this.#index)], [low(this.#seed), high(this.#seed)]);
-    return (a * 2 ** 21 + (b >>> 11)) / MANTISSA;
+    const [index, seed] = [this.#index, this.#seed];
+    philox4x32(this.#count++, 0, low(index), high(index), low(seed), high(seed), words);
+    return (words[0] * 2 ** 21 + (words[1] >>> 11)) / MANTISSA;
   }
 
   /** An integer, uniform in [0, bound]. */
@@ -69,7 +72,11 @@ export class Source implements Choices {
   readonly groups: Source[] = [];
   readonly #origin: Random | Choices;
 
-  /** @param origin fresh choices, or choices to replay */
+  /**
+   * A source that has drawn nothing yet.
+   *
+   * @param origin fresh choices, or choices to replay
+   */
   constructor(origin: Random | Choices) {
     this.#origin = origin;
   }
@@ -133,28 +140,4 @@ function low(value: number): number {
 
 function high(value: number): number {
   return Math.floor(value / WORD) >>> 0;
-}
-
-type Words = readonly [number, number, number, number];
-
-/** Ten rounds of Philox-4x32. */
-function philox(counter: Words, key: readonly [number, number]): Words {
-  let [a, b, c, d] = counter;
-  let [k0, k1] = key;
-  for (let round = 0; round < 10; round++) {
-    const [high0, low0] = multiply(0xd2511f53, a);
-    const [high1, low1] = multiply(0xcd9e8d57, c);
-    [a, b, c, d] = [(high1 ^ b ^ k0) >>> 0, low1, (high0 ^ d ^ k1) >>> 0, low0];
-    k0 = (k0 + 0x9e3779b9) >>> 0;
-    k1 = (k1 + 0xbb67ae85) >>> 0;
-  }
-  return [a, b, c, d];
-}
-
-/** The 64-bit product of two 32-bit words, as high and low word. */
-function multiply(x: number, y: number): [high: number, low: number] {
-  const lower = (x & 0xffff) * y;
-  const upper = (x >>> 16) * y;
-  const middle = Math.floor(lower / 0x10000) + upper;
-  return [Math.floor(middle / 0x10000) >>> 0, Math.imul(x, y) >>> 0];
 }

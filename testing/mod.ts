@@ -4,9 +4,9 @@
  *
  * @example
  * ```ts
- * import { array, float, property } from "@flashtape/flashtape/testing";
+ * import { array, check, float } from "@flashtape/flashtape/testing";
  *
- * property("a maximum is no smaller than any element", [array(float(), { minLength: 1 })], (list) => {
+ * await check([array(float(), { minLength: 1 })], (list) => {
  *   const max = Math.max(...list);
  *   return list.every((x) => x <= max);
  * });
@@ -35,3 +35,30 @@ export {
 export type { Choices, Distribution, Random, Source } from "./choices.ts";
 export type { Law } from "./explore.ts";
 export { check, property, PropertyError, type PropertyOptions } from "./property.ts";
+export {
+  arbAttention,
+  type AttentionBounds,
+  type AttentionFeature,
+  type AttentionOptions,
+  type AttentionProblem,
+} from "./attention.ts";
+export {
+  assertClose,
+  AssertionError,
+  type CloseOptions,
+  type HostNumbers,
+  type NumberArray,
+  type Tolerance,
+} from "./close.ts";
+export { checkGradients, type GradientOptions } from "./gradients.ts";
+export {
+  arbAxis,
+  arbBroadcastable,
+  arbDType,
+  arbShape,
+  arbTensor,
+  arbTensorData,
+  type ShapeOptions,
+  type TensorData,
+  type TensorOptions,
+} from "./tensors.ts";

@@ -31,6 +31,8 @@ export class PropertyError extends Error {
   readonly counterexample: readonly string[];
 
   /**
+   * Made by {@link check}.
+   *
    * @param message what is printed
    * @param failure the seed, the path and the arguments of the failing case
    */
@@ -63,7 +65,7 @@ export class PropertyError extends Error {
  * @throws {ValueError} when an option or an environment variable cannot be used
  *
  * @example
- * ```ts
+ * ```ts ignore
  * import { integer, property } from "@flashtape/flashtape/testing";
  *
  * property("addition commutes", [integer(-99, 99), integer(-99, 99)], (a, b) => a + b === b + a);

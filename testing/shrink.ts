@@ -146,8 +146,8 @@ class Shrinker {
       if (count > MOST_SIZES) continue;
       for (let j = 0; j < count; j++) {
         const value = at(this.best, address).numbers[j] ?? 0;
-        for (const lower of new Set([1, value >> 1, value - 1])) {
-          if (lower < 1 || lower >= value || value > LARGEST_SIZE) continue;
+        for (const lower of new Set([0, 1, value >> 1, value - 1])) {
+          if (lower < 0 || lower >= value || value > LARGEST_SIZE) continue;
           if (yield* this.#realign(edited(this.best, address, (node) => replaced(node, j, lower)))) break;
         }
       }
