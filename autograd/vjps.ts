@@ -194,6 +194,10 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   randint: null,
   bernoulli: null,
   dropout: ({ inputs: [key], params }) => (dy) => [null, run(dropoutOp, [key, dy], params)],
+  // update
+  adamwUpdate: null,
+  sgdUpdate: null,
+  momentumUpdate: null,
   // matmul
   matmul: ({ inputs: [a, b], params: { transposeA: ta, transposeB: tb } }) => (dy) =>
     pair(

@@ -8,6 +8,7 @@ import * as norm from "./norm.ts";
 import type { Op } from "./op.ts";
 import * as random from "./random.ts";
 import * as reduce from "./reduce.ts";
+import * as update from "./update.ts";
 
 /** Every op by its name. */
 export const ops = {
@@ -79,6 +80,10 @@ export const ops = {
   randint: random.randintOp,
   bernoulli: random.bernoulliOp,
   dropout: random.dropoutOp,
+  // update
+  adamwUpdate: update.adamwUpdateOp,
+  sgdUpdate: update.sgdUpdateOp,
+  momentumUpdate: update.momentumUpdateOp,
   // matmul
   matmul: matmul.matmulOp,
 } as const;
