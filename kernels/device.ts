@@ -121,11 +121,11 @@ function describe(info: GPUAdapterInfo): string {
  */
 export async function open(gpu: GPU | undefined = globalThis.navigator?.gpu): Promise<Device> {
   if (gpu === undefined) {
-    throw new UnsupportedError("init", "this runtime has no WebGPU (navigator.gpu): use init({ backend: \"cpu\" })");
+    throw new UnsupportedError("init", 'this runtime has no WebGPU (navigator.gpu): use init({ backend: "cpu" })');
   }
   const opened = await openDevice(gpu);
   if (opened === null) {
-    throw new UnsupportedError("init", "no WebGPU adapter: install a Vulkan driver, or use init({ backend: \"cpu\" })");
+    throw new UnsupportedError("init", 'no WebGPU adapter: install a Vulkan driver, or use init({ backend: "cpu" })');
   }
   const { adapter, device, features } = opened;
   const body = "@compute @workgroup_size(32) fn main() { _ = subgroupAdd(1u); }";

@@ -30,7 +30,8 @@ export type Expression = (inputs: readonly string[], from: DType, to: DType) => 
 const isInt = (dtype: DType) => dtype === "i32" || dtype === "u32";
 const call1 = (f: string): Expression => ([x]) => `${f}(${x})`;
 const infix = (op: string): Expression => ([a, b]) => `(${a} ${op} ${b})`;
-const extreme = (float: string, int: string): Expression => ([a, b], from) => `${isInt(from) ? int : float}(${a}, ${b})`;
+const extreme = (float: string, int: string): Expression => ([a, b], from) =>
+  `${isInt(from) ? int : float}(${a}, ${b})`;
 
 /** Every elementwise op without parameters. */
 export const expressions = {
@@ -50,7 +51,8 @@ export const expressions = {
   isFinite: ([x]) => `((bitcast<u32>(${x}) & 0x7f800000u) != 0x7f800000u)`,
   neg: ([x], from) => from === "u32" ? `(0u - ${x})` : `(-${x})`,
   abs: call1("abs"),
-  sign: ([x], from) => from === "u32" ? `min(${x}, 1u)` : from === "i32" ? `sign(${x})` : `select(sign(${x}), ${x}, ft_is_nan(${x}))`,
+  sign: ([x], from) =>
+    from === "u32" ? `min(${x}, 1u)` : from === "i32" ? `sign(${x})` : `select(sign(${x}), ${x}, ft_is_nan(${x}))`,
   square: ([x]) => `(${x} * ${x})`,
   relu: ([x], from) => isInt(from) ? `max(${x}, ${from}(0))` : `select(${x}, 0.0, ${x} < 0.0)`,
   exp: call1("ft_exp"),
@@ -180,7 +182,9 @@ export function strided({ name, inputs, output, expression }: ElementwiseShape, 
     uniforms: { n: "u32", ...locateUniforms(inputs.length, rank) },
   }, () => {
     const value = (suffix: string, index: string) => {
-      const loads = inputs.map((dtype, i) => `let ${names[i]}${suffix} = ${load(dtype, names[i], `at_${names[i]}${suffix}`)};`);
+      const loads = inputs.map((dtype, i) =>
+        `let ${names[i]}${suffix} = ${load(dtype, names[i], `at_${names[i]}${suffix}`)};`
+      );
       const args = inputs.map((_, i) => names[i] + suffix);
       return [
         locate(inputs.length, rank, index, suffix),

@@ -12,8 +12,12 @@ interface Text {
 
 const functions: Readonly<Record<string, Text>> = {
   // A constant infinity or NaN is an error in WGSL; a private variable is not a constant.
-  ft_inf: { text: `var<private> ft_inf_bits: u32 = 0x7f800000u; fn ft_inf() -> f32 { return bitcast<f32>(ft_inf_bits); }` },
-  ft_nan: { text: `var<private> ft_nan_bits: u32 = 0x7fc00000u; fn ft_nan() -> f32 { return bitcast<f32>(ft_nan_bits); }` },
+  ft_inf: {
+    text: `var<private> ft_inf_bits: u32 = 0x7f800000u; fn ft_inf() -> f32 { return bitcast<f32>(ft_inf_bits); }`,
+  },
+  ft_nan: {
+    text: `var<private> ft_nan_bits: u32 = 0x7fc00000u; fn ft_nan() -> f32 { return bitcast<f32>(ft_nan_bits); }`,
+  },
   ft_is_nan: { text: `fn ft_is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }` },
   ft_exp: {
     needs: ["ft_inf", "ft_is_nan"],

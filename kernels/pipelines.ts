@@ -96,7 +96,9 @@ export class Pipelines {
     };
     const missing = kernel.requires.find((feature) => !has[feature]);
     if (missing !== undefined) throw new UnsupportedError(kernel.name, `this device has no ${missing}`);
-    const enables = kernel.requires.flatMap((f) => dialect.enables[f] === undefined ? [] : [`enable ${dialect.enables[f]};`]);
+    const enables = kernel.requires.flatMap((f) =>
+      dialect.enables[f] === undefined ? [] : [`enable ${dialect.enables[f]};`]
+    );
     const off = kernel.requires.includes("subgroup-matrix")
       ? ["diagnostic(off, chromium.subgroup_matrix_uniformity);"]
       : [];

@@ -8,7 +8,8 @@ import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/s
 import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
 import { type Device, open } from "./device.ts";
 import type { Kernel } from "./kernel.ts";
-import { copy, type Lowering, lowerings, type View } from "./lowerings.ts";
+import { copy, type Lowering, type View } from "./lowering.ts";
+import { lowerings } from "./lowerings.ts";
 import { BufferPool, PooledBuffer } from "./memory.ts";
 import { Pipelines } from "./pipelines.ts";
 import { DispatchQueue } from "./queue.ts";
@@ -53,7 +54,9 @@ class WebGpuBackend implements Backend {
       fail(new DeviceError("webgpu", (event as GPUUncapturedErrorEvent).error.message));
     });
     device.device.lost.then(({ reason, message }) => {
-      if (!this.#closed) fail(new DeviceLostError("webgpu", `the device was lost (${reason || "unknown"}): ${message}`));
+      if (!this.#closed) {
+        fail(new DeviceLostError("webgpu", `the device was lost (${reason || "unknown"}): ${message}`));
+      }
     });
   }
 
@@ -200,7 +203,13 @@ class WebGpuBackend implements Backend {
     for (const buffer of temporaries) buffer.free();
     const start = Math.floor(whole.offset * width / 4) * 4;
     const end = Math.ceil((whole.offset + size) * width / 4) * 4;
-    return { buffer: whole.buffer, start, length: end - start, skip: whole.offset * width - start, bytes: size * width };
+    return {
+      buffer: whole.buffer,
+      start,
+      length: end - start,
+      skip: whole.offset * width - start,
+      bytes: size * width,
+    };
   }
 
   #finish(words: Uint8Array<ArrayBuffer>, { skip, bytes }: Part, dtype: DType): Uint8Array {
@@ -239,4 +248,3 @@ function padded(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
 export async function webgpu({ gpu, fastReadback = true }: WebGpuOptions = {}): Promise<Backend> {
   return await new WebGpuBackend(await open(gpu)).start(fastReadback);
 }
-
