@@ -5,8 +5,8 @@ import type { DType } from "../tensor/dtype.ts";
 import { ValueError } from "../tensor/errors.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Arbitrary, constant } from "./arbitrary.ts";
-import { type Distribution, small, type Source } from "./choices.ts";
-import { arbTensor } from "./tensors.ts";
+import { type Random, small, type Source } from "./choices.ts";
+import { arbTensor, drawLength } from "./tensors.ts";
 
 /** An option of attention that {@link arbAttention} can turn on. */
 export type AttentionFeature =
@@ -145,8 +145,13 @@ export function arbAttention(
   return new Arbitrary((source) => {
     const type = types.draw(source);
     const upTo = (bound: number) => 1 + source.draw(bound - 1);
-    // As for axes: 0, 1, … mean lengths 1, 2, …, and the last choice none at all.
-    const length = () => (1 + source.draw(zeros ? maxSeqlen : maxSeqlen - 1, lengths(maxSeqlen))) % (maxSeqlen + 1);
+    // None at all, one, and the most come up more often than others.
+    const pick = (random: Random) => {
+      const kind = random.upTo(15);
+      if (kind < 4) return [0, 1, maxSeqlen, maxSeqlen][kind];
+      return 1 + random.upTo(maxSeqlen - 1);
+    };
+    const length = () => drawLength(source, maxSeqlen, zeros, pick);
     const [B, Sq, Sk, Hk] = [upTo(maxBatch), length(), length(), upTo(maxHeads)];
     const H = Hk * upTo(maxGroup);
     const D = upTo(maxHeadDim);
@@ -162,7 +167,7 @@ export function arbAttention(
     const draws: Readonly<Record<AttentionFeature, (inner: Source) => unknown>> = {
       softmaxScale: (inner) => (1 + inner.draw(15)) / 16,
       causal: () => true,
-      window: (inner) => [inner.draw(maxSeqlen + 1) - 1, inner.draw(maxSeqlen + 1) - 1],
+      window: (inner) => [inner.draw(maxSeqlen + 1, small) - 1, inner.draw(maxSeqlen + 1, small) - 1],
       softcap: (inner) => (1 + inner.draw(63)) / 8,
       alibiSlopes: (inner) => make(inner.draw(1) === 1 ? [B, H] : [H], 0, 1, "f32"),
       bias: (inner) => make(broadcastable(inner)),
@@ -176,14 +181,4 @@ export function arbAttention(
     );
     return { q, k, v, options, B, Sq, Sk, H, Hk, D, Dv };
   });
-}
-
-/** Short ones and the longest more often than others; none at all in one of sixteen. */
-function lengths(most: number): Distribution {
-  return (random, bound) => {
-    const kind = random.upTo(15);
-    if (kind === 0) return bound;
-    if (kind < 3) return most - 1;
-    return kind < 9 ? small(random, most - 1) : random.upTo(most - 1);
-  };
 }

@@ -85,13 +85,12 @@ export class Source implements Choices {
    * Draws one integer.
    *
    * @param bound the largest integer wanted; 0 is the smallest and counts as the simplest
-   * @param pick how to choose when the choice is fresh; a replayed choice is only cut to `bound`
+   * @param pick how to choose when the choice is fresh; what it gives is cut to `bound`, as a replayed choice is
    */
   draw(bound: number, pick: Distribution = uniform): number {
     const origin = this.#origin;
-    const value = origin instanceof Random
-      ? pick(origin, bound)
-      : Math.min(bound, origin.numbers[this.numbers.length] ?? 0);
+    const wanted = origin instanceof Random ? pick(origin, bound) : origin.numbers[this.numbers.length] ?? 0;
+    const value = Math.min(bound, wanted);
     this.numbers.push(value);
     return value;
   }
@@ -110,8 +109,8 @@ export class Source implements Choices {
   }
 }
 
-/** How many choices were made: the first measure of how simple a value is. */
-export function countChoices(choices: Choices): number {
+/** How many choices were made. */
+function countChoices(choices: Choices): number {
   return choices.groups.reduce((count, group) => count + 1 + countChoices(group), choices.numbers.length);
 }
 
@@ -125,11 +124,16 @@ export function fingerprint({ numbers, groups }: Choices): string {
   return `${numbers.join()}(${groups.map(fingerprint).join("")})`;
 }
 
-/** Whether `a` is simpler than `b`: fewer choices, or as many and the first that differs is smaller. */
+/**
+ * Whether `a` is simpler than `b`: its numbers have fewer bits in all; or as many, and there are fewer choices; or as many,
+ * and the first that differs is smaller. Zeros cost nothing, so that a value spelled out in zeros is simpler than one that
+ * takes a seed.
+ */
 export function isSimpler(a: Choices, b: Choices): boolean {
-  const difference = countChoices(a) - countChoices(b);
-  if (difference !== 0) return difference < 0;
   const [left, right] = [flatten(a), flatten(b)];
+  const bits = (numbers: readonly number[]) => numbers.reduce((sum, n) => sum + Math.log2(1 + n), 0);
+  const difference = bits(left) - bits(right) || countChoices(a) - countChoices(b);
+  if (difference !== 0) return difference < 0;
   const at = left.findIndex((value, i) => value !== right[i]);
   return at >= 0 && left[at] < (right[at] ?? Infinity);
 }

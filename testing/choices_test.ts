@@ -44,10 +44,11 @@ Deno.test("Source cuts replayed numbers to their bound and reads missing ones as
   assert.deepEqual(source.record(), { numbers: [3, 0], groups: [{ numbers: [0], groups: [] }] });
 });
 
-Deno.test("isSimpler() puts fewer choices first, then smaller ones", () => {
+Deno.test("isSimpler() puts fewer bits first, then fewer choices, then smaller ones", () => {
   const one = (...numbers: number[]) => ({ numbers, groups: [] });
-  assert.ok(isSimpler(one(9), one(0, 0)));
-  assert.ok(isSimpler(one(0, 9), one(1, 0)));
+  assert.ok(isSimpler(one(0, 0, 7), one(9)));
+  assert.ok(isSimpler(one(9), one(9, 0)));
+  assert.ok(isSimpler(one(0, 9), one(9, 0)));
   assert.ok(!isSimpler(one(1, 0), one(1, 0)));
   assert.ok(isSimpler(SIMPLEST, { numbers: [], groups: [SIMPLEST] }));
 });

@@ -81,7 +81,8 @@ export function property<A extends Arbitrary<unknown>[]>(
 }
 
 /**
- * Tries a law on random values inside a test of your own.
+ * Tries a law on random values inside a test of your own. Await one check before the next: a case owns every tensor
+ * that is made while it runs.
  *
  * @param arbitraries one for each argument of the law
  * @param law fails by throwing, by rejecting, or by returning `false`
@@ -130,7 +131,7 @@ export async function tryLaw<A extends Arbitrary<unknown>[]>(
  * @param read looks a variable up
  */
 export function settingsOf(
-  { runs = 100, seed = freshSeed(), path, maxShrinks = 2000, shrinkMs = 10_000 }: PropertyOptions,
+  { runs = 100, seed, path, maxShrinks = 2000, shrinkMs = 10_000 }: PropertyOptions,
   read: (name: string) => string | undefined = readVariable,
 ): Settings {
   const variable = (name: string) => {
@@ -139,10 +140,14 @@ export function settingsOf(
     if (!/^\d+$/.test(text)) throw new ValueError("property", `${name} must be a whole number: got "${text}"`);
     return Number(text);
   };
+  const chosenSeed = variable("FLASHTAPE_SEED") ?? seed;
   const chosen = read("FLASHTAPE_PATH") ?? path;
+  if (chosen !== undefined && chosenSeed === undefined) {
+    throw new ValueError("property", `a path means nothing without the seed it was found with: got "${chosen}" alone`);
+  }
   return {
     runs: whole("runs", variable("FLASHTAPE_RUNS") ?? runs, 1),
-    seed: whole("seed", variable("FLASHTAPE_SEED") ?? seed, 0),
+    seed: whole("seed", chosenSeed ?? freshSeed(), 0),
     path: chosen === undefined ? undefined : parsePath(chosen),
     maxShrinks: whole("maxShrinks", maxShrinks, 0),
     shrinkMs: whole("shrinkMs", shrinkMs, 0),
@@ -179,7 +184,7 @@ function describe(name: string | undefined, failure: Failure, { seed, path: give
   const after = replayed
     ? "in the case that was replayed"
     : `after ${passed} ${passed === 1 ? "case" : "cases"} passed`;
-  const effort = replayed ? "" : `, then simplified ${path.steps.length} times in ${tried} tries`;
+  const effort = replayed ? "" : `, and was simplified in ${path.steps.length} of ${tried} tries`;
   const what = {
     law: `does not hold: it failed ${after}${effort}`,
     arbitrary: `cannot be tried: an arbitrary threw ${after}`,

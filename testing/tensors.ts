@@ -50,19 +50,27 @@ export function arbShape(
     for (let left = maxSize; shape.length < rank;) {
       // Of the axes still to come, each gets about the same share of the elements that are left.
       const share = Math.ceil(2 * left ** (1 / (rank - shape.length)));
-      const pick: Distribution = (random, bound) => {
+      const length = drawLength(source, left, zeros, (random) => {
         const kind = random.upTo(15);
-        if (kind === 0) return bound; // length zero, or the longest
-        return kind < 4 ? 0 : random.upTo(Math.min(left, share) - 1);
-      };
-      // Choices 0, 1, … mean lengths 1, 2, …; the last one means 0.
-      const choice = source.draw(zeros ? left : left - 1, pick);
-      const length = choice === left ? 0 : choice + 1;
+        if (kind < 2) return kind === 0 ? 0 : left;
+        return kind < 4 ? 1 : 1 + random.upTo(Math.min(left, share) - 1);
+      });
       shape.push(length);
       left = Math.floor(left / Math.max(1, length));
     }
     return shape;
   });
+}
+
+/**
+ * Draws a length up to `most`; 1 is simplest, then 0 where it is allowed, then 2, 3, …
+ *
+ * @param pick a fresh length
+ */
+export function drawLength(source: Source, most: number, zeros: boolean, pick: (random: Random) => number): number {
+  if (!zeros) return 1 + source.draw(most - 1, (random) => Math.max(1, pick(random)) - 1);
+  const swapped = (n: number) => n < 2 ? 1 - n : n;
+  return swapped(source.draw(most, (random) => swapped(pick(random))));
 }
 
 /**
