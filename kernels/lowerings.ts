@@ -6,6 +6,7 @@ import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { lowerMatmul } from "./matmul_lowering.ts";
 import { arange, fill, place } from "./movement.ts";
 import { lowerCumsum, lowerReduce, lowerSoftmax, lowerTopK } from "./reduce_lowering.ts";
 import type { ReduceName } from "./reduce.ts";
@@ -150,4 +151,6 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   // norm
   softmax: (call) => lowerSoftmax(call, "softmax", call.inputs[0], call.params.axis, call.outputs[0]),
   logSoftmax: (call) => lowerSoftmax(call, "logSoftmax", call.inputs[0], call.params.axis, call.outputs[0]),
+  // matmul
+  matmul: lowerMatmul,
 };

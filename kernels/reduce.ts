@@ -146,14 +146,14 @@ export function reduceRows({ name, dtype, output, lanes, vec }: RowTile): Kernel
     const acc = accumulator(name, computeType(dtype));
     const shared = acc.state.map(([id, type]) => `var<workgroup> w_${id}: array<${type}, 256>;`);
     const walk = vec === 4
-      ? `for (var j = from / 4u + lane; j < to / 4u; j += ${lanes}u) {
+      ? `for (var j = begin / 4u + lane; j < to / 4u; j += ${lanes}u) {
     let v = x[start + j];
     ${
         unpack4(dtype, "v").map((part, i) => `{ let e = ${part}; let at = 4u * j + ${i}u; ${acc.take("e", "at")} }`)
           .join("\n    ")
       }
   }`
-      : `for (var at = from + lane; at < to; at += ${lanes}u) {
+      : `for (var at = begin + lane; at < to; at += ${lanes}u) {
     let e = ${load(dtype, "x", "start + at * u.step")};
     ${acc.take("e", "at")}
   }`;
@@ -174,8 +174,8 @@ export function reduceRows({ name, dtype, output, lanes, vec }: RowTile): Kernel
   let split = group.z;
   let i2 = row % u.d2; let rest = row / u.d2;
   let start = u.offset + (rest / u.d1) * u.s0 + (rest % u.d1) * u.s1 + i2 * u.s2;
-  let from = min(split * u.chunk, u.n);
-  let to = select(from, min(from + u.chunk, u.n), row < u.rows);
+  let begin = min(split * u.chunk, u.n);
+  let to = select(begin, min(begin + u.chunk, u.n), row < u.rows);
   ${acc.state.map(([id, type, empty]) => `var ${id}: ${type} = ${empty};`).join("\n  ")}
   ${walk}
   ${names.map((id) => `w_${id}[me] = ${id};`).join(" ")}
@@ -229,10 +229,10 @@ export function reduceColumns({ name, dtype, output, vec }: ColumnTile): Kernel 
   let k = t / wide; let i = t % wide;
   let split = group.z;
   let base = u.offset + k * u.sk + i;
-  let from = min(split * u.chunk, u.n);
-  let to = min(from + u.chunk, u.n);
+  let begin = min(split * u.chunk, u.n);
+  let to = min(begin + u.chunk, u.n);
   ${parts.map((id) => `var ${id}: ${type} = ${empty};`).join("\n  ")}
-  for (var r = from; r < to; r++) {
+  for (var r = begin; r < to; r++) {
     ${read}
   }
   let at = (k * u.splits + split) * u.width + i * ${vec}u;

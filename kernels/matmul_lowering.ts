@@ -1,0 +1,65 @@
+/** From a matmul call to a plan: operands read where they lie when one of their last two axes is adjacent in memory. */
+import type { DType } from "../tensor/dtype.ts";
+import { matmulSizes } from "../tensor/matmul.ts";
+import { broadcastLayout, collapse, type Shape, sizeOf } from "../tensor/shape.ts";
+import { copy, type Lowering, type View } from "./lowering.ts";
+import { type MatmulDType, type MatmulView, planMatmul } from "./matmul.ts";
+import { isPacked } from "./storage.ts";
+
+interface Params {
+  readonly transposeA: boolean;
+  readonly transposeB: boolean;
+}
+
+/** The operand as rows × columns with its batch strides, or null when neither axis is adjacent in memory. */
+function place(x: View, swapped: boolean, batchStrides: readonly number[]): MatmulView | null {
+  const [row, column] = swapped ? [-1, -2] : [-2, -1];
+  const sr = x.strides.at(row)!, sc = x.strides.at(column)!;
+  const at = { dtype: x.dtype as MatmulDType, offset: x.offset, batchStrides };
+  if (sc === 1 || x.shape.at(column) === 1) return { ...at, transposed: false, stride: sr };
+  if (sr === 1 || x.shape.at(row) === 1) return { ...at, transposed: true, stride: sc };
+  return null;
+}
+
+/** Batch strides of both operands over the fewest shared axes. */
+function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: number[][] } {
+  const lead = (x: View) =>
+    broadcastLayout({ shape: x.shape.slice(0, -2), strides: x.strides.slice(0, -2), offset: 0 }, batch).strides;
+  return collapse(batch, [lead(a), lead(b)]);
+}
+
+/** y = a · b. */
+export function lowerMatmul(call: Lowering<Params>): void {
+  const [y] = call.outputs, { transposeA, transposeB } = call.params;
+  let [a, b] = call.inputs;
+  const { batch, m, n, k } = matmulSizes(a.shape, b.shape, call.params);
+  const whole = (x: View, shape: Shape): View => {
+    const copied = call.temporary(shape, x.dtype);
+    if (sizeOf(shape) > 0) copy(call, { ...x, ...broadcastLayout(x, shape) }, copied);
+    return copied;
+  };
+  if (place(a, transposeA, []) === null) a = whole(a, a.shape);
+  if (place(b, transposeB, []) === null) b = whole(b, b.shape);
+  if (batches(a, b, batch).shape.length > 3) { // patterns of repetition that three strides cannot tell
+    a = whole(a, [...batch, ...a.shape.slice(-2)]);
+    b = whole(b, [...batch, ...b.shape.slice(-2)]);
+  }
+  const { shape, strides } = batches(a, b, batch);
+  const out: DType = isPacked(y.dtype) && n % 2 === 1 ? "f32" : y.dtype;
+  const result = out === y.dtype ? y : call.temporary(y.shape, out);
+  const plan = planMatmul(call.capabilities, {
+    m,
+    n,
+    k,
+    batch: shape,
+    a: place(a, transposeA, strides[0])!,
+    b: place(b, transposeB, strides[1])!,
+    out: out as MatmulDType,
+  });
+  const target = plan.sum === undefined ? result : call.temporary([plan.scratchBytes / 4], "f32");
+  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups);
+  if (plan.sum !== undefined) {
+    call.dispatch(plan.sum.kernel, [target, result], plan.sum.uniforms, plan.sum.workgroups);
+  }
+  if (result !== y) copy(call, result, y);
+}
