@@ -1,0 +1,261 @@
+/** The Llama family: pure functions over parameters under the names that checkpoints use. */
+import { checkpoint as checkpointed } from "../../autograd/grad.ts";
+import type { Backend } from "../../tensor/backend.ts";
+import { arange, ones } from "../../tensor/create.ts";
+import type { DType } from "../../tensor/dtype.ts";
+import { cast, maximum, sub } from "../../tensor/elementwise.ts";
+import { ShapeError, show, ValueError } from "../../tensor/errors.ts";
+import { expandDims, slice } from "../../tensor/movement.ts";
+import { foldIn } from "../../tensor/random.ts";
+import { cumsum } from "../../tensor/reduce.ts";
+import { scope, unscoped } from "../../tensor/scope.ts";
+import { sameShape, type Shape } from "../../tensor/shape.ts";
+import { rangeOf, type Tensor } from "../../tensor/tensor.ts";
+import type { AttentionAlgorithm, Rotary } from "../attention.ts";
+import type { KvCache, LayerCache } from "../cache.ts";
+import { normal } from "../init.ts";
+import { embedding, linear } from "../linear.ts";
+import { crossEntropy, expectLabels } from "../loss.ts";
+import { rmsNorm } from "../norm.ts";
+import { rotaryTables } from "../rotary.ts";
+import { transformerBlock, type TransformerBlockParams } from "../transformer.ts";
+import { dimensions, type LlamaConfig, type LlamaDimensions } from "./config.ts";
+
+/** Parameters: tensors by the names that checkpoints use. */
+export type LlamaParams = Readonly<Record<string, Tensor>>;
+
+/** Options of {@linkcode forward}. */
+export interface ForwardOptions {
+  /** 1 for a token, 0 for padding, `[B, past + S]`; no padding when not given. */
+  readonly attentionMask?: Tensor;
+  /** Where the tokens stand, i32 `[S]` or `[B, S]`; counted from the first token that is no padding when not given. */
+  readonly positions?: Tensor;
+  /** What came before, or `emptyCache()` to begin one. Consumed; the next one is in the result. */
+  readonly cache?: KvCache;
+  /** `"flash"` (the default) or `"naive"`: changes speed and memory only. */
+  readonly attention?: AttentionAlgorithm;
+}
+
+/** Options of {@linkcode loss}. */
+export interface LossOptions extends Omit<ForwardOptions, "cache"> {
+  /** Keeps only what enters each block and computes the block again on the way back. */
+  readonly checkpoint?: boolean;
+}
+
+/** Shapes by name: all parameters of a model, in the order of the computation. */
+export function parameterShapes(config: LlamaConfig): Record<string, Shape> {
+  const { vocabulary, size, hidden, layers, heads, kvHeads, headDim, tied } = dimensions(config);
+  const shapes: Record<string, Shape> = { "model.embed_tokens.weight": [vocabulary, size] };
+  for (let i = 0; i < layers; i++) {
+    const layer = `model.layers.${i}`;
+    shapes[`${layer}.input_layernorm.weight`] = [size];
+    shapes[`${layer}.self_attn.q_proj.weight`] = [heads * headDim, size];
+    shapes[`${layer}.self_attn.k_proj.weight`] = [kvHeads * headDim, size];
+    shapes[`${layer}.self_attn.v_proj.weight`] = [kvHeads * headDim, size];
+    shapes[`${layer}.self_attn.o_proj.weight`] = [size, heads * headDim];
+    shapes[`${layer}.post_attention_layernorm.weight`] = [size];
+    shapes[`${layer}.mlp.gate_proj.weight`] = [hidden, size];
+    shapes[`${layer}.mlp.up_proj.weight`] = [hidden, size];
+    shapes[`${layer}.mlp.down_proj.weight`] = [size, hidden];
+  }
+  shapes["model.norm.weight"] = [size];
+  if (!tied) shapes["lm_head.weight"] = [vocabulary, size];
+  return shapes;
+}
+
+/**
+ * Fresh parameters: normal with the config's `initializer_range`, the layers that write to the residual stream scaled
+ * down by √(2·layers) so that depth does not grow it (Radford et al. 2019), norms at 1.
+ *
+ * @param key u32 [2]
+ * @param options.dtype f32 when not given
+ *
+ * @example
+ * ```ts
+ * import { key, tensor } from "@flashtape/flashtape";
+ * import { llama } from "@flashtape/flashtape/nn";
+ * const config = {
+ *   vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+ *   tie_word_embeddings: true,
+ * };
+ * const params = llama.init(key(0), config);
+ * const { logits } = llama.forward(params, config, tensor([[1, 2, 3]], { dtype: "i32" }));
+ * console.log(logits.shape); // [1, 3, 256]
+ * ```
+ */
+export function init(
+  key: Tensor,
+  config: LlamaConfig,
+  { dtype = "f32" }: { readonly dtype?: DType } = {},
+): Record<string, Tensor> {
+  const { initStd, layers } = dimensions(config);
+  return scope(() => {
+    const entries = Object.entries(parameterShapes(config)).map(([name, shape], i) => {
+      if (shape.length === 1) return [name, ones(shape, { dtype, backend: key.backend })];
+      const writes = name.endsWith("o_proj.weight") || name.endsWith("down_proj.weight");
+      const std = writes ? initStd / Math.sqrt(2 * layers) : initStd;
+      return [name, normal(foldIn(key, i), shape, { std, dtype })];
+    });
+    return Object.fromEntries(entries);
+  });
+}
+
+/**
+ * Scores of the next token at every place.
+ *
+ * @param ids i32 `[B, S]`
+ * @returns logits `[B, S, V]`, and the cache for the next call when one was given
+ * @throws {ShapeError} when ids, mask or positions do not fit each other
+ * @throws {ValueError} when a parameter is missing or of another shape than the config says, or the context is too long
+ */
+export function forward(
+  params: LlamaParams,
+  config: LlamaConfig,
+  ids: Tensor,
+  options: ForwardOptions = {},
+): { logits: Tensor; cache?: KvCache } {
+  return scope(() => {
+    const { hidden, cache } = backbone(params, config, ids, options);
+    return { logits: linear({ weight: headOf(params, config) }, hidden), cache };
+  });
+}
+
+/**
+ * The mean loss of predicting each next token, in nats.
+ *
+ * @param ids i32 `[B, S]`
+ * @param labels i32 `[B, S]`, often the ids themselves: they are shifted here, so that place i predicts label i + 1.
+ * −100 is ignored
+ * @returns an f32 scalar
+ * @throws as {@linkcode forward} does
+ */
+export function loss(
+  params: LlamaParams,
+  config: LlamaConfig,
+  ids: Tensor,
+  labels: Tensor,
+  options: LossOptions = {},
+): Tensor {
+  if (!sameShape(ids.shape, labels.shape)) {
+    throw new ShapeError("llama.loss", `ids are ${show(ids.shape)}, labels ${show(labels.shape)}`);
+  }
+  expectLabels(labels, dimensions(config).vocabulary);
+  return scope(() => {
+    const { hidden } = backbone(params, config, ids, options);
+    const [batch, length, size] = hidden.shape;
+    const before = slice(hidden, [0, 0, 0], [batch, length - 1, size]); // the last place predicts nothing that is known
+    const logits = linear({ weight: headOf(params, config) }, before);
+    return crossEntropy(logits, slice(labels, [0, 1], [batch, length]));
+  });
+}
+
+/** All of the model but its last layer: `[B, S, size]`. */
+function backbone(
+  params: LlamaParams,
+  config: LlamaConfig,
+  ids: Tensor,
+  { attentionMask, positions, cache, attention, checkpoint = false }: LossOptions & ForwardOptions,
+): { hidden: Tensor; cache?: KvCache } {
+  const model = dimensions(config);
+  if (ids.rank !== 2 || ids.dtype !== "i32") {
+    throw new ShapeError("llama", `ids are i32 [B, S], got ${ids.dtype} ${show(ids.shape)}`);
+  }
+  expectParams(params, config);
+  const past = cache?.length ?? 0, length = past + ids.shape[1];
+  if (length > model.maxPositions) {
+    throw new ValueError("llama", `${length} tokens are more than the model's ${model.maxPositions} positions`);
+  }
+  const places = placesOf(ids, past, attentionMask, positions);
+  const options = {
+    heads: model.heads,
+    kvHeads: model.kvHeads,
+    eps: model.eps,
+    mask: places.mask,
+    rotary: rotaryOf(model, places.positions, length, ids.backend),
+    keepCache: cache !== undefined,
+    attention,
+  };
+  let x = embedding({ weight: params["model.embed_tokens.weight"] }, ids); // [B, S, size]
+  const layers: LayerCache[] = [];
+  for (let i = 0; i < model.layers; i++) {
+    const run = (block: TransformerBlockParams, x: Tensor) =>
+      transformerBlock(block, x, { ...options, cache: cache?.layers[i] });
+    const before = x;
+    const after = checkpoint ? checkpointed(run)(blockOf(params, i), x) : run(blockOf(params, i), x);
+    x = after.x;
+    before.dispose();
+    if (after.cache !== undefined) layers.push(after.cache);
+  }
+  const hidden = rmsNorm({ weight: params["model.norm.weight"] }, x, model);
+  return { hidden, cache: cache && { layers, length } };
+}
+
+function blockOf(params: LlamaParams, i: number): TransformerBlockParams {
+  const weight = (name: string) => ({ weight: params[`model.layers.${i}.${name}.weight`] });
+  return {
+    attentionNorm: weight("input_layernorm"),
+    attention: {
+      q: weight("self_attn.q_proj"),
+      k: weight("self_attn.k_proj"),
+      v: weight("self_attn.v_proj"),
+      o: weight("self_attn.o_proj"),
+    },
+    mlpNorm: weight("post_attention_layernorm"),
+    mlp: { gate: weight("mlp.gate_proj"), up: weight("mlp.up_proj"), down: weight("mlp.down_proj") },
+  };
+}
+
+function headOf(params: LlamaParams, config: LlamaConfig): Tensor {
+  return params[dimensions(config).tied ? "model.embed_tokens.weight" : "lm_head.weight"];
+}
+
+function expectParams(params: LlamaParams, config: LlamaConfig): void {
+  for (const [name, shape] of Object.entries(parameterShapes(config))) {
+    if (!Object.hasOwn(params, name)) throw new ValueError("llama", `the parameter "${name}" is missing`);
+    if (!sameShape(params[name].shape, shape)) {
+      throw new ValueError("llama", `"${name}" is ${show(params[name].shape)}, the config says ${show(shape)}`);
+    }
+  }
+}
+
+/** Where tokens stand, and which keys may be seen. */
+function placesOf(
+  ids: Tensor,
+  past: number,
+  attentionMask: Tensor | undefined,
+  positions: Tensor | undefined,
+): { positions: Tensor; mask: Tensor | undefined } {
+  const [batch, length] = ids.shape, total = past + length;
+  if (attentionMask === undefined) {
+    return { positions: positions ?? arange(past, total, { dtype: "i32", backend: ids.backend }), mask: undefined };
+  }
+  if (!sameShape(attentionMask.shape, [batch, total])) {
+    throw new ShapeError(
+      "llama",
+      `attentionMask is ${show(attentionMask.shape)}, expected [B, past + S] = ${show([batch, total])}`,
+    );
+  }
+  const seen = cast(attentionMask, "bool");
+  const mask = expandDims(expandDims(seen, 1), 1); // [B, 1, 1, past + S]
+  if (positions !== undefined) return { positions, mask };
+  const counted = maximum(sub(cumsum(cast(seen, "i32"), { axis: 1 }), 1), 0);
+  return { positions: slice(counted, [0, past], [batch, total]), mask };
+}
+
+const tables = new WeakMap<Backend, Map<string, { readonly cos: Tensor; readonly sin: Tensor }>>();
+
+/** Tables of angles are made once for each kind of model and backend, longer when a longer context comes. */
+function rotaryOf(model: LlamaDimensions, positions: Tensor, length: number, backend: Backend): Rotary {
+  const { frequencies, maxPositions } = model;
+  const id = Array.from(frequencies).join();
+  const kinds = tables.get(backend) ?? new Map();
+  tables.set(backend, kinds);
+  const need = Math.max(length, (rangeOf(positions)?.[1] ?? length - 1) + 1);
+  let table = kinds.get(id);
+  if (table === undefined || table.cos.shape[0] < need) {
+    const rows = Math.max(need, Math.min(maxPositions, 2 ** Math.ceil(Math.log2(Math.max(need, 256)))));
+    table = unscoped(() => rotaryTables(frequencies, rows, { backend }));
+    kinds.set(id, table);
+  }
+  return { ...table, positions };
+}

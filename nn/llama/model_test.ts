@@ -1,0 +1,242 @@
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { valueAndGrad } from "../../autograd/grad.ts";
+import { setBackend } from "../../tensor/backend.ts";
+import { cpu } from "../../tensor/cpu.ts";
+import { arange, tensor } from "../../tensor/create.ts";
+import { bf16Bits, bf16Value } from "../../tensor/dtype.ts";
+import { cast } from "../../tensor/elementwise.ts";
+import { slice } from "../../tensor/movement.ts";
+import { key, randint } from "../../tensor/random.ts";
+import { dispose } from "../../tensor/scope.ts";
+import type { Tensor } from "../../tensor/tensor.ts";
+import { leaves } from "../../tensor/tree.ts";
+import {
+  adamw,
+  type AttentionAlgorithm,
+  clipGradNorm,
+  emptyCache,
+  type KvCache,
+  llama,
+  rotaryFrequencies,
+  safetensors,
+} from "../mod.ts";
+
+setBackend(cpu());
+
+const folder = new URL("../fixtures/llama-a/", import.meta.url);
+const config: llama.LlamaConfig = JSON.parse(await readFile(new URL("config.json", folder), "utf8"));
+const load = (): Promise<Record<string, Tensor>> =>
+  safetensors.read(new URL("model.safetensors", folder), { dtype: "f32" });
+const expected = await safetensors.read(new URL("expected.safetensors", folder));
+const ints = (name: string): Tensor => cast(expected[name], "i32");
+const algorithms: readonly AttentionAlgorithm[] = ["flash", "naive"];
+
+/** The largest |a − b| over the elements for which `counts` holds. */
+function distance(a: ArrayLike<number>, b: ArrayLike<number>, counts: (i: number) => boolean = () => true): number {
+  assert.equal(a.length, b.length);
+  let worst = 0;
+  for (let i = 0; i < a.length; i++) if (counts(i)) worst = Math.max(worst, Math.abs(a[i] - b[i]));
+  assert(!Number.isNaN(worst));
+  return worst;
+}
+
+const small: llama.LlamaConfig = {
+  vocab_size: 61,
+  hidden_size: 24,
+  intermediate_size: 40,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  initializer_range: 0.3,
+  tie_word_embeddings: false,
+};
+
+/**
+ * The fixture was computed by a model that had been cast to bf16 whole, its rotary frequencies too: with them rounded
+ * it is met to the last digits, with the exact ones to about 1e-3.
+ */
+const rounded: llama.LlamaConfig = {
+  ...config,
+  rope_parameters: {
+    inv_freq: [...rotaryFrequencies({
+      headDim: 16,
+      scaling: { type: "llama3", factor: 8, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositions: 32 },
+    })].map((f) => bf16Value(bf16Bits(f))),
+  },
+};
+
+for (const attention of algorithms) {
+  Deno.test(`forward() with ${attention} attention gives the fixture's logits wherever it has any`, async () => {
+    const params = await load(), options = { attentionMask: ints("attention_mask"), attention };
+    const want = await expected.logits.data(); // NaN in the padded rows
+    const compared = want.filter((x) => !Number.isNaN(x)).length;
+    assert.equal(compared, 17 * config.vocab_size);
+    for (const [c, tolerance] of [[rounded, 2e-5], [config, 2e-3]] as const) {
+      const { logits } = llama.forward(params, c, ints("input_ids"), options);
+      const worst = distance(await logits.data(), want, (i) => !Number.isNaN(want[i]));
+      assert(worst < tolerance, `off by ${worst}`);
+    }
+  });
+
+  Deno.test(`loss() with ${attention} attention gives the fixture's loss and gradients`, async () => {
+    const params = await load();
+    const f = (p: typeof params) => llama.loss(p, rounded, ints("train_ids"), ints("train_labels"), { attention });
+    const [loss, grads] = valueAndGrad(f)(params);
+    assert(Math.abs(await loss.item() - await expected.loss.item()) < 1e-4);
+    assert.equal(Object.keys(grads).length, Object.keys(params).length);
+    const given = Object.keys(expected).filter((name) => name.startsWith("grad."));
+    assert(given.length > 3);
+    for (const name of given) {
+      const grad = grads[name.slice("grad.".length)];
+      assert.deepEqual(grad.shape, expected[name].shape);
+      const worst = distance(await grad.data(), await expected[name].data());
+      assert(worst < 1e-5, `${name} off by ${worst}`);
+    }
+  });
+}
+
+Deno.test("adamw() follows the fixture's losses with clipped gradients", async () => {
+  let params = await load();
+  const optimizer = adamw({ learningRate: 1e-3, betas: [0.9, 0.95], weightDecay: 0.1 });
+  let state = optimizer.init(params);
+  const want = await expected.adamw_losses.data();
+  assert(want.length >= 4);
+  for (const value of want) {
+    const f = (p: typeof params) => llama.loss(p, rounded, ints("train_ids"), ints("train_labels"));
+    const [loss, grads] = valueAndGrad(f)(params);
+    ({ params, state } = optimizer.update(params, clipGradNorm(grads, 1).grads, state));
+    assert(Math.abs(await loss.item() - value) < 3e-3, `${await loss.item()} for ${value}`);
+  }
+});
+
+Deno.test("the gradient is the same with checkpointed blocks", async () => {
+  const params = llama.init(key(3), small), ids = randint(key(4), [2, 7], { max: 61 });
+  const at = (checkpoint: boolean) =>
+    valueAndGrad((p: typeof params) => llama.loss(p, small, ids, ids, { checkpoint }))(params);
+  const [loss, grads] = at(false), [again, gradsAgain] = at(true);
+  assert.equal(await again.item(), await loss.item());
+  for (const name of Object.keys(grads)) {
+    assert.deepEqual(await gradsAgain[name].data(), await grads[name].data(), name);
+  }
+});
+
+for (const attention of algorithms) {
+  Deno.test(`decoding through a cache gives the logits of the whole, ${attention} attention, in pieces of any length`, async () => {
+    const params = llama.init(key(5), small), ids = randint(key(6), [2, 9], { max: 61 });
+    const whole = await llama.forward(params, small, ids).logits.data();
+    for (const pieces of [[9], [1, 1, 1, 1, 1, 1, 1, 1, 1], [4, 1, 3, 1]]) {
+      let cache: KvCache | undefined = emptyCache(), at = 0;
+      for (const length of pieces) {
+        const next: { logits: Tensor; cache?: KvCache } = llama.forward(
+          params,
+          small,
+          slice(ids, [0, at], [2, at + length]),
+          {
+            cache,
+            attention,
+          },
+        );
+        const rows = Array.from(
+          { length: 2 },
+          (_, b) => [...whole.slice((b * 9 + at) * 61, (b * 9 + at + length) * 61)],
+        );
+        assert(distance(await next.logits.data(), rows.flat()) < 1e-4);
+        at += length;
+        cache = next.cache;
+      }
+      assert.equal(cache?.length, 9);
+    }
+  });
+}
+
+Deno.test("decoding left-padded rows gives what each row gives alone", async () => {
+  const params = llama.init(key(7), small);
+  const rows = [[5, 9, 2, 33], [7, 8]], steps = [[11, 12], [50, 3]];
+  const ids = tensor([[5, 9, 2, 33], [0, 0, 7, 8]], { dtype: "i32" });
+  let attentionMask = tensor([[1, 1, 1, 1], [0, 0, 1, 1]], { dtype: "i32" });
+  let { logits, cache } = llama.forward(params, small, ids, { attentionMask, cache: emptyCache() });
+  for (let step = 0; step < 2; step++) {
+    attentionMask = tensor([[1, 1, 1, 1], [0, 0, 1, 1]].map((row) => [...row, ...Array(step + 1).fill(1)]), {
+      dtype: "i32",
+    });
+    ({ logits, cache } = llama.forward(params, small, tensor(steps.map((s) => [s[step]]), { dtype: "i32" }), {
+      attentionMask,
+      cache,
+    }));
+  }
+  for (const [b, row] of rows.entries()) {
+    const alone = llama.forward(params, small, tensor([[...row, ...steps[b]]], { dtype: "i32" })).logits;
+    const last = (await alone.data()).slice(-61), batched = (await logits.data()).slice(b * 61, (b + 1) * 61);
+    assert(distance(batched, last) < 1e-4);
+  }
+});
+
+Deno.test("positions given by hand are those counted by default", async () => {
+  const params = llama.init(key(8), small), ids = randint(key(9), [2, 5], { max: 61 });
+  const at = async (positions?: Tensor) => await llama.forward(params, small, ids, { positions }).logits.data();
+  const counted = await at();
+  assert.deepEqual(await at(arange(5)), counted);
+  assert.deepEqual(await at(tensor([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]], { dtype: "i32" })), counted);
+  assert(
+    distance(await at(tensor([7, 8, 9, 10, 11], { dtype: "i32" })), counted) < 1e-4,
+    "rotary sees distances alone",
+  );
+  assert(distance(await at(tensor([0, 2, 4, 6, 8], { dtype: "i32" })), counted) > 1e-3);
+});
+
+Deno.test("init() makes the tensors that the config names, the same ones for the same key", async () => {
+  const params = llama.init(key(1), small);
+  assert.deepEqual(
+    Object.fromEntries(Object.entries(params).map(([n, x]) => [n, x.shape])),
+    llama.parameterShapes(small),
+  );
+  const again = llama.init(key(1), small), other = llama.init(key(2), small);
+  const name = "model.layers.1.mlp.up_proj.weight";
+  assert.deepEqual(await again[name].data(), await params[name].data());
+  assert.notDeepEqual(await other[name].data(), await params[name].data());
+});
+
+Deno.test("training holds no more memory after a hundred steps than after two", () => {
+  let params: Record<string, Tensor> = llama.init(key(1), small);
+  const optimizer = adamw({ learningRate: 1e-3 });
+  let state = optimizer.init(params);
+  const ids = randint(key(6), [1, 6], { max: 61 });
+  let level = 0;
+  for (let step = 0; step < 100; step++) {
+    const [loss, grads] = valueAndGrad((p: typeof params) => llama.loss(p, small, ids, ids))(params);
+    loss.dispose();
+    const { grads: clipped, norm } = clipGradNorm(grads, 1);
+    norm.dispose();
+    ({ params, state } = optimizer.update(params, clipped, state));
+    if (step === 1) level = cpu().memory().current;
+  }
+  assert.equal(cpu().memory().current, level);
+  dispose([leaves(params), leaves(state)]);
+});
+
+Deno.test("a config, parameters or inputs that do not fit are refused by name", () => {
+  const params = llama.init(key(1), small), ids = tensor([[1, 2]], { dtype: "i32" });
+  const { "model.norm.weight": _, ...less } = params;
+  assert.throws(() => llama.forward(less, small, ids), /"model\.norm\.weight" is missing/);
+  assert.throws(
+    () => llama.forward({ ...params, "model.norm.weight": ids }, small, ids),
+    /is \[1,2\], the config says \[24\]/,
+  );
+  assert.throws(() => llama.init(key(1), { ...small, hidden_size: 0 }), /hidden_size is 0/);
+  assert.throws(() => llama.init(key(1), { ...small, num_key_value_heads: 3 }), /3 key\/value heads do not divide 4/);
+  assert.throws(
+    () => llama.init(key(1), { ...small, hidden_act: "gelu" }),
+    /hidden_act is "gelu", this model has "silu"/,
+  );
+  assert.throws(() => llama.init(key(1), { ...small, rope_scaling: { rope_type: "yarn" } }), /rope_type is "yarn"/);
+  assert.throws(() => llama.forward(params, small, tensor([1, 2], { dtype: "i32" })), /ids are i32 \[B, S\]/);
+  assert.throws(() => llama.forward(params, small, tensor([[1, 61]], { dtype: "i32" })), /index 61 is outside/);
+  assert.throws(() => llama.forward(params, { ...small, max_position_embeddings: 1 }, ids), /2 tokens are more than/);
+  assert.throws(() => llama.loss(params, small, ids, tensor([1, 2], { dtype: "i32" })), /labels \[2\]/);
+  assert.throws(() => llama.loss(params, small, ids, tensor([[1, 99]], { dtype: "i32" })), /label 99 is outside/);
+  assert.throws(
+    () => llama.forward(params, small, ids, { attentionMask: ids, cache: { layers: [], length: 3 } }),
+    /past \+ S/,
+  );
+});

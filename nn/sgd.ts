@@ -1,0 +1,77 @@
+/** Stochastic gradient descent with momentum. */
+import { zeros } from "../tensor/create.ts";
+import { add } from "../tensor/elementwise.ts";
+import { scope } from "../tensor/scope.ts";
+import { consume, type Tensor } from "../tensor/tensor.ts";
+import { mapTree, type Tree } from "../tensor/tree.ts";
+import { sgdUpdate, stateDType } from "../tensor/update.ts";
+import { expectRange, expectRate, firstStep, type Optimizer, pairsOf, rateAt } from "./optimizer.ts";
+import type { Schedule } from "./schedule.ts";
+
+/** Options of {@linkcode sgd}. */
+export interface SgdOptions {
+  /** A number, or a function of the step count. */
+  readonly learningRate: number | Schedule;
+  /** How much of the old step stays at each; 0 when not given. */
+  readonly momentum?: number;
+  /** Looks ahead along the momentum (Nesterov 1983); false when not given. */
+  readonly nesterov?: boolean;
+  /** Added to the gradient, times the parameter; 0 when not given. */
+  readonly weightDecay?: number;
+}
+
+/** What SGD remembers. */
+export interface SgdState {
+  /** Updates done, an i32 scalar. */
+  readonly step: Tensor;
+  /** Running sums of the gradients, by name; empty without momentum. */
+  readonly momentum: Readonly<Record<string, Tensor>>;
+}
+
+/**
+ * Stochastic gradient descent.
+ * @throws {ValueError} when an option is out of its range
+ *
+ * @example
+ * ```ts
+ * import { tensor } from "@flashtape/flashtape";
+ * import { sgd } from "@flashtape/flashtape/nn";
+ * const optimizer = sgd({ learningRate: 0.5 });
+ * const start = { w: tensor([1]) };
+ * const { params } = optimizer.update(start, { w: tensor([1]) }, optimizer.init(start));
+ * console.log(await params.w.array()); // [0.5]
+ * ```
+ */
+export function sgd(options: SgdOptions): Optimizer<SgdState> {
+  const { learningRate, momentum = 0, nesterov = false, weightDecay = 0 } = options;
+  expectRate("sgd", learningRate);
+  expectRange("sgd", "momentum", momentum, 0, 1);
+  expectRange("sgd", "weightDecay", weightDecay, 0, Infinity);
+  return {
+    init(params) {
+      if (momentum === 0 && !nesterov) return { step: firstStep(params), momentum: {} };
+      const entries = pairsOf("sgd", params, params).map(({ name, param }) =>
+        [name, zeros(param.shape, { dtype: stateDType(param.dtype), backend: param.backend })] as const
+      );
+      return { step: firstStep(params), momentum: Object.fromEntries(entries) };
+    },
+    update<P extends Tree>(params: P, grads: P, state: SgdState) {
+      const pairs = new Map(pairsOf("sgd", params, grads).map((pair) => [pair.name, pair]));
+      return scope(() => {
+        const step = add(state.step, 1);
+        const rate = rateAt(learningRate, step);
+        const kept: Record<string, Tensor> = {};
+        const next = mapTree(params, (param, name) => {
+          const { grad } = pairs.get(name)!, old = state.momentum[name];
+          const inputs = { param, grad, velocity: old, learningRate: rate };
+          const done = sgdUpdate(inputs, { momentum, nesterov, weightDecay });
+          consume(grad, "sgd");
+          if (done.velocity !== undefined) kept[name] = done.velocity;
+          return done.param;
+        });
+        consume(state.step, "sgd");
+        return { params: next, state: { step, momentum: kept } };
+      });
+    },
+  };
+}
