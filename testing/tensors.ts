@@ -9,7 +9,7 @@ import { forEachOffset } from "../tensor/op.ts";
 import { broadcastLayout, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { Arbitrary, constant, elementOf, integer, real } from "./arbitrary.ts";
-import { type Distribution, Random, type Source } from "./choices.ts";
+import { type Distribution, Random, Source } from "./choices.ts";
 
 /** The shapes of {@link arbShape}. */
 export interface ShapeOptions {
@@ -146,6 +146,8 @@ export interface TensorOptions {
   readonly min?: number;
   /** The largest value, 8 by default. */
   readonly max?: number;
+  /** What draws each element, instead of `min` and `max`: rounded to the type; infinities and NaN are possible this way. */
+  readonly elements?: Arbitrary<number>;
   /** Where the tensor lives; the current backend by default. */
   readonly backend?: Backend;
   /**
@@ -195,13 +197,13 @@ export function arbTensor(options: TensorOptions = {}): Arbitrary<Tensor> {
  * ```
  */
 export function arbTensorData(
-  { shape = arbShape(), dtype = "f32", min, max, views = false }: TensorOptions = {},
+  { shape = arbShape(), dtype = "f32", min, max, elements, views = false }: TensorOptions = {},
 ): Arbitrary<TensorData> {
   const shapes = shape instanceof Arbitrary ? shape : constant(shape);
   const types = dtype instanceof Arbitrary ? dtype : constant(dtype);
   return new Arbitrary((source) => {
     const [shape, dtype] = [shapes.draw(source), types.draw(source)];
-    const element = elements(dtype, min, max);
+    const element = elements === undefined ? within(dtype, min, max) : from(elements, dtype);
     const { base, steps } = views ? source.group((inner) => drawView(inner, shape)) : { base: shape, steps: [] };
     const layout = steps.reduce<Layout>((seen, step) => step.layout(seen), rowMajor(base));
     const values = hostArray(dtype, sizeOf(base));
@@ -343,7 +345,18 @@ interface Element {
   any(random: Random): number;
 }
 
-function elements(dtype: DType, min = dtype === "u32" ? 0 : -8, max = 8): Element {
+/** Elements of an arbitrary, rounded to a type. */
+function from(elements: Arbitrary<number>, dtype: DType): Element {
+  const cell = hostArray(dtype, 1);
+  const draw = (source: Source) => {
+    cell[0] = elements.draw(source);
+    roundTo(dtype, cell);
+    return cell[0];
+  };
+  return { draw, any: (random) => draw(new Source(random)) };
+}
+
+function within(dtype: DType, min = dtype === "u32" ? 0 : -8, max = 8): Element {
   if (!Number.isFinite(min) || !Number.isFinite(max) || min > max) {
     throw new ValueError("arbTensor", `needs finite min ≤ max: got min ${min}, max ${max}`);
   }

@@ -5,7 +5,7 @@ import { broadcastShapes, isDense, sizeOf } from "../tensor/shape.ts";
 import { scope } from "../tensor/scope.ts";
 import { add } from "../tensor/elementwise.ts";
 import { sum } from "../tensor/reduce.ts";
-import type { Arbitrary } from "./arbitrary.ts";
+import { type Arbitrary, elementOf } from "./arbitrary.ts";
 import { Random, SIMPLEST, Source } from "./choices.ts";
 import { PropertyError, settingsOf, tryLaw } from "./property.ts";
 import { arbAxis, arbBroadcastable, arbDType, arbShape, arbTensor, arbTensorData } from "./tensors.ts";
@@ -138,4 +138,12 @@ Deno.test("tensors made by a case are disposed when it ends, also when it fails"
   assert.equal(cpu().memory().current, before);
   await assert.rejects(tryLaw(undefined, [arbitrary], async (x) => (await add(x, x).data()).length < 3, settings));
   assert.equal(cpu().memory().current, before);
+});
+
+Deno.test("arbTensorData() draws elements from an arbitrary, rounded to the type, in small and large tensors", () => {
+  const elements = elementOf(0.1, NaN, -Infinity);
+  for (const shape of [[100], [1000]]) {
+    const [{ data }] = samples(arbTensorData({ shape, dtype: "bf16", elements }), 1);
+    assert.deepEqual(new Set(data), new Set([0.10009765625, NaN, -Infinity]));
+  }
 });
