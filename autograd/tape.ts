@@ -26,6 +26,8 @@ export interface Call<Params> {
   readonly shapes: readonly Shape[];
   /** Input dtypes; looking keeps nothing. */
   readonly dtypes: readonly DType[];
+  /** Which inputs a gradient goes on to: the others' need not be computed. */
+  readonly wanted: readonly boolean[];
   readonly params: Params;
 }
 
@@ -83,6 +85,7 @@ export class Tape implements Observer {
       },
       shapes: inputs.map((x) => x.shape),
       dtypes: inputs.map((x) => x.dtype),
+      wanted: inputs.map((x) => this.#tracked.has(x.id)),
       params,
     };
     const pullback = pullbackOf(op, call);

@@ -4,6 +4,7 @@
  * `…Backward` op.
  */
 import { isFloat } from "../tensor/dtype.ts";
+import { attentionBackwardOp } from "../tensor/attention.ts";
 import {
   add,
   cast,
@@ -26,10 +27,11 @@ import {
   tanh,
   where,
 } from "../tensor/elementwise.ts";
+import { UnsupportedError } from "../tensor/errors.ts";
 import { oneHot, scatterAdd, take } from "../tensor/gather.ts";
 import { matmul } from "../tensor/matmul.ts";
 import { broadcastTo, expandDims, padOp, permute, reshape, slice, sliceOp } from "../tensor/movement.ts";
-import { type Op, run } from "../tensor/op.ts";
+import { type Op, run, runAll } from "../tensor/op.ts";
 import type { OpName, ParamsOfName } from "../tensor/ops.ts";
 import { dropoutOp } from "../tensor/random.ts";
 import { cumsumOp, reducedShape, type ReduceParams, sum } from "../tensor/reduce.ts";
@@ -74,6 +76,13 @@ function extreme({ inputs: [x], output: y, params }: Call<ReduceParams>): Pullba
     const hits = cast(equal(x, spread(y, x.shape, params)), dy.dtype);
     const count = sum(hits, { axis: params.axes, keepDims: true });
     return [div(mul(hits, spread(dy, x.shape, params)), count)];
+  };
+}
+
+/** For ops through which no gradient goes. */
+function refuse(name: string, message: string): () => Pullback {
+  return () => () => {
+    throw new UnsupportedError(name, message);
   };
 }
 
@@ -206,6 +215,22 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
       b.shape,
       () => tb ? matmul(dy, a, { transposeA: true, transposeB: ta }) : matmul(a, dy, { transposeA: !ta }),
     ),
+  // attention
+  attention: ({ inputs, outputs: [out, lse], wanted, params }) => {
+    const [q, k, v, ...rest] = inputs, { optional } = params;
+    const gradients = (["bias", "sinks"] as const).filter((name) =>
+      wanted[3 + optional.indexOf(name)] && optional.includes(name)
+    );
+    return (dOut, dLse) => {
+      const given = [dOut, dLse, q, k, v, out, lse, ...rest];
+      const [dq, dk, dv, ...others] = runAll(attentionBackwardOp, given, { ...params, gradients });
+      return [dq, dk, dv, ...optional.map((name) => others[gradients.findIndex((found) => found === name)] ?? null)];
+    };
+  },
+  attentionBackward: refuse("flashAttention", "has no second derivative: take it through naiveAttention, which has"),
+  cacheAppend: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
+  cacheAttention: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
+  dropoutMask: null,
 };
 
 /** The pullback of a call, or null when the op has no derivative. */

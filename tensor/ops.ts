@@ -1,4 +1,7 @@
 /** The table of all ops. Kernels and derivatives stand in tables over the same names. */
+import * as attention from "./attention.ts";
+import * as cache from "./attention_cache.ts";
+import { dropoutMaskOp } from "./attention_dropout.ts";
 import * as create from "./create.ts";
 import * as e from "./elementwise.ts";
 import * as gather from "./gather.ts";
@@ -86,6 +89,12 @@ export const ops = {
   momentumUpdate: update.momentumUpdateOp,
   // matmul
   matmul: matmul.matmulOp,
+  // attention
+  attention: attention.attentionOp,
+  attentionBackward: attention.attentionBackwardOp,
+  cacheAppend: cache.cacheAppendOp,
+  cacheAttention: cache.cacheAttentionOp,
+  dropoutMask: dropoutMaskOp,
 } as const;
 
 /** The name of an op. */
