@@ -41,6 +41,7 @@ export { kaimingNormal, kaimingUniform, normal, truncatedNormal, xavierNormal, x
 export type { InitOptions, KaimingOptions } from "./init.ts";
 export { embedding, linear } from "./linear.ts";
 export type { EmbeddingParams, LinearParams } from "./linear.ts";
+/** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
 export { crossEntropy } from "./loss.ts";
 export { swigluMlp } from "./mlp.ts";
@@ -51,6 +52,7 @@ export { clipGradNorm } from "./optimizer.ts";
 export type { Optimizer } from "./optimizer.ts";
 export { rotaryFrequencies, rotaryTables } from "./rotary.ts";
 export type { RotaryFrequencyOptions, RotaryScaling } from "./rotary.ts";
+/** The safetensors format. */
 export * as safetensors from "./safetensors.ts";
 export { cosineSchedule } from "./schedule.ts";
 export type { CosineOptions, Schedule } from "./schedule.ts";
@@ -59,3 +61,4 @@ export type { SgdOptions, SgdState } from "./sgd.ts";
 export { transformerBlock } from "./transformer.ts";
 export type { TransformerBlockParams } from "./transformer.ts";
 export { flatten, unflatten } from "./tree.ts";
+export type { Tree } from "../tensor/tree.ts";
