@@ -62,7 +62,11 @@ export {
   where,
 } from "./tensor/elementwise.ts";
 export type { GeluOptions, Operand } from "./tensor/elementwise.ts";
+export { eager } from "./tensor/eager.ts";
 export * from "./tensor/errors.ts";
+export { geglu, swiglu } from "./tensor/gated.ts";
+export { crossEntropy, linearCrossEntropy } from "./tensor/loss.ts";
+export type { CrossEntropyOptions, RowLossOptions } from "./tensor/loss.ts";
 export { eye, oneHot, scatterAdd, take } from "./tensor/gather.ts";
 export { matmul } from "./tensor/matmul.ts";
 export type { MatmulOptions } from "./tensor/matmul.ts";
@@ -78,11 +82,14 @@ export {
   stack,
   transpose,
 } from "./tensor/movement.ts";
-export { logSoftmax, softmax } from "./tensor/norm.ts";
+export { layerNorm, logSoftmax, rmsNorm, softmax } from "./tensor/norm.ts";
+export type { ResidualNorm, RmsNormOptions } from "./tensor/norm.ts";
 export { bernoulli, dropout, foldIn, key, randint, randn, split, uniform } from "./tensor/random.ts";
 export type { RandomOptions, UniformOptions } from "./tensor/random.ts";
 export { argmax, argmin, cumsum, logsumexp, max, mean, min, sum, topK } from "./tensor/reduce.ts";
 export type { ArgOptions, ReduceOptions } from "./tensor/reduce.ts";
+export { rotaryEmbedding } from "./tensor/rotary.ts";
+export type { RotaryOptions } from "./tensor/rotary.ts";
 export { dispose, scope } from "./tensor/scope.ts";
 export type { Shape } from "./tensor/shape.ts";
 export { Tensor } from "./tensor/tensor.ts";

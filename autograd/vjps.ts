@@ -28,13 +28,21 @@ import {
   where,
 } from "../tensor/elementwise.ts";
 import { UnsupportedError } from "../tensor/errors.ts";
+import { gegluBackwardOp, swigluBackwardOp } from "../tensor/gated.ts";
 import { oneHot, scatterAdd, take } from "../tensor/gather.ts";
+import {
+  crossEntropyBackwardOp,
+  linearCrossEntropyBackwardOp,
+  linearCrossEntropySumBackwardOp,
+} from "../tensor/loss.ts";
 import { matmul } from "../tensor/matmul.ts";
 import { broadcastTo, expandDims, padOp, permute, reshape, slice, sliceOp } from "../tensor/movement.ts";
+import { layerNormBackwardOp, rmsNormBackwardOp } from "../tensor/norm.ts";
 import { type Op, run, runAll } from "../tensor/op.ts";
 import type { OpName, ParamsOfName } from "../tensor/ops.ts";
 import { dropoutOp } from "../tensor/random.ts";
 import { cumsumOp, reducedShape, type ReduceParams, sum } from "../tensor/reduce.ts";
+import { rotaryEmbeddingOp } from "../tensor/rotary.ts";
 import { sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { zeros } from "../tensor/create.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -79,6 +87,13 @@ function extreme({ inputs: [x], output: y, params }: Call<ReduceParams>): Pullba
   };
 }
 
+/** For the backward ops of fused functions: a second derivative is refused, not taken as 0. */
+function once(name: string): () => Pullback {
+  return () => () => {
+    throw new UnsupportedError(name, `has no second derivative: take it through eager.${name}, which has`);
+  };
+}
+
 /** For ops through which no gradient goes. */
 function refuse(name: string, message: string): () => Pullback {
   return () => () => {
@@ -95,8 +110,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   add: ({ shapes: [a, b] }) => (dy) => pair(a, () => dy, b, () => dy),
   sub: ({ shapes: [a, b] }) => (dy) => pair(a, () => dy, b, () => neg(dy)),
   mul: ({ inputs: [a, b] }) => (dy) => pair(a.shape, () => mul(dy, b), b.shape, () => mul(dy, a)),
-  div: ({ inputs: [a, b] }) => (dy) =>
-    pair(a.shape, () => div(dy, b), b.shape, () => neg(div(mul(dy, div(a, b)), b))),
+  div: ({ inputs: [a, b] }) => (dy) => pair(a.shape, () => div(dy, b), b.shape, () => neg(div(mul(dy, div(a, b)), b))),
   pow: ({ inputs: [a, b], output: y }) => (dy) =>
     pair(
       a.shape,
@@ -195,6 +209,52 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   logSoftmax: ({ output: y, params: { axis } }) => (dy) => [
     sub(dy, mul(exp(y), sum(dy, { axis, keepDims: true }))),
   ],
+  rmsNorm: ({ inputs, outputs: [, r, sum], shapes: [, , residual] }) => {
+    if (residual === undefined) {
+      const [weight, x] = inputs;
+      return (dy) => runAll(rmsNormBackwardOp, [dy, x, weight, r], {}).reverse();
+    }
+    const [weight] = inputs;
+    return (dy, _, dsum) => {
+      const [ds, dweight] = runAll(rmsNormBackwardOp, [dy, sum, weight, r, dsum], {});
+      return [dweight, ds, ds];
+    };
+  },
+  rmsNormBackward: once("rmsNorm"),
+  layerNorm: ({ inputs: [x, weight], outputs: [, mean, r] }) => (dy) =>
+    runAll(layerNormBackwardOp, [dy, x, weight, mean, r], {}),
+  layerNormBackward: once("layerNorm"),
+  // rotary
+  rotaryEmbedding: ({ inputs, params }) => {
+    const rest = inputs[Symbol.iterator]();
+    const tables = Array.from({ length: params.positioned ? 3 : 2 }, () => rest.next().value as Tensor);
+    return (...dys) => [
+      ...tables.map(() => null),
+      ...runAll(rotaryEmbeddingOp, [...tables, ...dys], { ...params, reverse: !params.reverse }),
+    ];
+  },
+  // gated
+  swiglu: ({ inputs: [gate, up] }) => (dy) => runAll(swigluBackwardOp, [dy, gate, up], {}),
+  swigluBackward: once("swiglu"),
+  geglu: ({ inputs: [gate, up], params }) => (dy) => runAll(gegluBackwardOp, [dy, gate, up], params),
+  gegluBackward: once("geglu"),
+  // loss
+  crossEntropy: ({ inputs: [logits, labels], outputs: [, lse], params }) => (dloss) => [
+    run(crossEntropyBackwardOp, [dloss, logits, labels, lse], params),
+    null,
+  ],
+  crossEntropyBackward: once("crossEntropy"),
+  linearCrossEntropy: ({ inputs: [hidden, weight, labels], outputs: [, lse], params }) => (dloss) => [
+    ...runAll(linearCrossEntropyBackwardOp, [dloss, hidden, weight, labels, lse], params),
+    null,
+  ],
+  linearCrossEntropyBackward: once("linearCrossEntropy"),
+  linearCrossEntropySum: ({ outputs: [, dhidden, dweight] }) => (dtotal) => [
+    ...runAll(linearCrossEntropySumBackwardOp, [dtotal, dhidden, dweight], {}),
+    null,
+    null,
+  ],
+  linearCrossEntropySumBackward: once("linearCrossEntropy"),
   // random
   split: null,
   foldIn: null,

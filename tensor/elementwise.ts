@@ -63,7 +63,7 @@ function op2(name: string, f: (a: number, b: number) => number, allowed = floats
 }
 
 /** erf x = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!!, all terms of one sign (Abramowitz and Stegun 7.1.6). */
-function erfOf(x: number): number {
+export function erfOf(x: number): number {
   if (Math.abs(x) > 6) return Math.sign(x);
   let term = x, sum = x;
   for (let n = 1; Math.abs(term) > 1e-18 * Math.abs(sum); n++) sum += term *= 2 * x * x / (2 * n + 1);
@@ -79,12 +79,12 @@ function erfcOf(x: number): number {
 }
 
 /** Stable at both ends: never e to a large power. */
-function sigmoidOf(x: number): number {
+export function sigmoidOf(x: number): number {
   return x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x));
 }
 
 /** tanh(√(2/π) (x + 0.044715 x³)): the inner part of GELU's tanh form (Hendrycks and Gimpel 2016). */
-function geluTanh(x: number): number {
+export function geluTanh(x: number): number {
   return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
 }
 

@@ -1,6 +1,6 @@
 /** What an op is, and the one way that a call takes: infer, run on the backend, tell the tape. */
 import { type Backend, getBackend } from "./backend.ts";
-import { type DType, hostArray, type HostArray } from "./dtype.ts";
+import { type DType, type HostArray, hostArray } from "./dtype.ts";
 import { DTypeError, ShapeError, show, UnsupportedError } from "./errors.ts";
 import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "./shape.ts";
 import { track } from "./scope.ts";
@@ -37,6 +37,8 @@ export type ParamsOf<O> = O extends Op<infer P> ? P : never;
 /** Hears of every op that runs. Tapes are observers. */
 export interface Observer {
   note<P>(op: Op<P>, inputs: readonly Tensor[], params: P, outputs: readonly Tensor[]): void;
+  /** Whether a gradient by this value may be wanted: a loss can then make it along the way. */
+  tracks?(x: Tensor): boolean;
 }
 
 const observers: Observer[] = [];
@@ -128,7 +130,10 @@ export function backendOf(op: string, inputs: readonly Tensor[]): Backend | null
 /** Refuses a dtype that a backend does not hold. */
 export function checkDType(op: string, backend: Backend, dtype: DType): void {
   if (backend.dtypes.includes(dtype)) return;
-  throw new UnsupportedError(op, `${backend.name} has no ${dtype}, only ${backend.dtypes.join(" ")}: cast, or use cpu()`);
+  throw new UnsupportedError(
+    op,
+    `${backend.name} has no ${dtype}, only ${backend.dtypes.join(" ")}: cast, or use cpu()`,
+  );
 }
 
 /**
@@ -157,7 +162,12 @@ export function dense(x: NdArray): NdArray {
   const size = sizeOf(x.shape);
   if (isDense(x)) {
     if (x.offset === 0 && x.data.length === size) return x;
-    return { ...x, strides: stridesOf(x.shape), offset: 0, data: x.data.subarray(x.offset, x.offset + size) as HostArray };
+    return {
+      ...x,
+      strides: stridesOf(x.shape),
+      offset: 0,
+      data: x.data.subarray(x.offset, x.offset + size) as HostArray,
+    };
   }
   const y = ndarray(x);
   let i = 0;
@@ -186,4 +196,3 @@ export function forEachOffset({ shape, strides, offset }: Layout, f: (at: number
     if (axis < 0) return;
   }
 }
-

@@ -4,13 +4,16 @@ import * as cache from "./attention_cache.ts";
 import { dropoutMaskOp } from "./attention_dropout.ts";
 import * as create from "./create.ts";
 import * as e from "./elementwise.ts";
+import * as gated from "./gated.ts";
 import * as gather from "./gather.ts";
+import * as loss from "./loss.ts";
 import * as matmul from "./matmul.ts";
 import * as move from "./movement.ts";
 import * as norm from "./norm.ts";
 import type { Op } from "./op.ts";
 import * as random from "./random.ts";
 import * as reduce from "./reduce.ts";
+import * as rotary from "./rotary.ts";
 import * as update from "./update.ts";
 
 /** Every op by its name. */
@@ -75,6 +78,24 @@ export const ops = {
   // norm
   softmax: norm.softmaxOp,
   logSoftmax: norm.logSoftmaxOp,
+  rmsNorm: norm.rmsNormOp,
+  rmsNormBackward: norm.rmsNormBackwardOp,
+  layerNorm: norm.layerNormOp,
+  layerNormBackward: norm.layerNormBackwardOp,
+  // rotary
+  rotaryEmbedding: rotary.rotaryEmbeddingOp,
+  // gated
+  swiglu: gated.swigluOp,
+  swigluBackward: gated.swigluBackwardOp,
+  geglu: gated.gegluOp,
+  gegluBackward: gated.gegluBackwardOp,
+  // loss
+  crossEntropy: loss.crossEntropyOp,
+  crossEntropyBackward: loss.crossEntropyBackwardOp,
+  linearCrossEntropy: loss.linearCrossEntropyOp,
+  linearCrossEntropyBackward: loss.linearCrossEntropyBackwardOp,
+  linearCrossEntropySum: loss.linearCrossEntropySumOp,
+  linearCrossEntropySumBackward: loss.linearCrossEntropySumBackwardOp,
   // random
   split: random.splitOp,
   foldIn: random.foldInOp,
