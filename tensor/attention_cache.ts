@@ -6,7 +6,6 @@ import {
   checkHeads,
   checkOptional,
   knownRange,
-  knownValues,
   named,
   numbersOf,
   type OptionalInput,
@@ -16,7 +15,7 @@ import { attend, type Problem, type Sequence } from "./attention_reference.ts";
 import { tensor } from "./create.ts";
 import { IndexError, ShapeError, show, ValueError } from "./errors.ts";
 import { dense, expectDType, expectRank, type NdArray, type Op, runAll, type Spec } from "./op.ts";
-import type { Tensor } from "./tensor.ts";
+import { type Tensor, valuesOf } from "./tensor.ts";
 
 /** Keys and values of the past: dense `[B,S,Hk,D]`, or pages `[blocks,page,Hk,D]`. */
 export interface AttentionCache {
@@ -92,7 +91,7 @@ function checkRotary(op: string, { cos, sin }: Partial<Record<OptionalInput, Spe
   if (!cos && !sin) return;
   if (!cos || !sin) throw new ValueError(op, "rotary needs cos and sin");
   for (const [name, x] of [["rotary.cos", cos], ["rotary.sin", sin]] as const) {
-    expectDType(op, name, x.dtype, floats);
+    expectDType(op, name, x.dtype, ["f32", "f64"]);
     expectRank(op, name, x.shape, 2);
   }
   const fits = show(cos.shape) === show(sin.shape) && cos.dtype === sin.dtype && 2 * cos.shape[1] <= headDim;
@@ -143,7 +142,8 @@ function rotate(
  * Inputs: kCache `[B,S,Hk,D]` or `[blocks,page,Hk,D]`, vCache `[…,Dv]`, both consumed; k `[B,T,Hk,D]` and v `[B,T,Hk,Dv]`
  * of any float dtype; cacheSeqlens i32 `[B]`; then those that `params.optional` names: cacheBatchIdx i32 `[B]` (the cache's
  * row for each batch row; a dense cache then has any number of rows) · blockTable i32 `[B,pages]` (position p of row b is
- * place p mod page of block blockTable[b, ⌊p/page⌋]) · cos and sin `[positions,R/2]` of one float dtype, R ≤ D.
+ * place p mod page of block blockTable[b, ⌊p/page⌋]) · cos and sin f32 (or f64)
+ * `[positions,R/2]`, R ≤ D.
  * Outputs: kCache, vCache.
  */
 export const cacheAppendOp: Op<CacheAppendParams> = {
@@ -263,7 +263,7 @@ export interface CacheAttentionOptions extends AttentionOptions {
   readonly k?: Tensor;
   /** New values `[B,T,Hk,Dv]`. */
   readonly v?: Tensor;
-  /** Rotary embedding of q and the new keys: tables `[positions, R/2]`; halves turn, or neighbours when interleaved. */
+  /** Rotary embedding of q and the new keys: tables f32 `[positions, R/2]`; halves turn, or neighbours when interleaved. */
   readonly rotary?: { readonly cos: Tensor; readonly sin: Tensor; readonly interleaved?: boolean };
   /** Positions that each row holds before this call: a number, or i32 `[B]`. All of the cache when not given. */
   readonly cacheSeqlens?: number | Tensor;
@@ -322,7 +322,7 @@ function checkPlaces(
     const bad = range?.find((n) => n < 0 || n >= bound);
     if (bad !== undefined) throw new IndexError(op, `${name} goes from 0 to ${bound - 1}, got ${bad}`);
   }
-  const rows = added > 0 && cacheBatchIdx ? Array.from(knownValues(cacheBatchIdx) ?? []) : [];
+  const rows = added > 0 && cacheBatchIdx ? Array.from(valuesOf(cacheBatchIdx) ?? []) : [];
   const twice = rows.find((row, i) => rows.indexOf(row) !== i);
   if (twice !== undefined) {
     throw new ValueError(op, `two batch rows would write to cache row ${twice}: see cacheBatchIdx`);
@@ -333,7 +333,7 @@ function checkPlaces(
 /** Entries of the table that a row uses name a block; the others may hold anything. */
 function checkPages(op: string, { k }: AttentionCache, cacheSeqlens: Tensor, added: number, blockTable: Tensor): void {
   const [blocks, page] = k.shape, pages = blockTable.shape[1];
-  const table = knownValues(blockTable), lengths = knownValues(cacheSeqlens);
+  const table = valuesOf(blockTable), lengths = valuesOf(cacheSeqlens);
   if (table === undefined || lengths === undefined) return;
   for (let b = 0; b < lengths.length; b++) {
     for (let n = 0; n * page < lengths[b] + added; n++) {

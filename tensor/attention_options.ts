@@ -2,7 +2,7 @@
 import { DTypeError, IndexError, LimitError, ShapeError, show, ValueError } from "./errors.ts";
 import { expectDType, expectRank, type Spec } from "./op.ts";
 import type { Shape } from "./shape.ts";
-import { rangeOf, type Tensor } from "./tensor.ts";
+import { rangeOf, type Tensor, valuesOf } from "./tensor.ts";
 
 /** Options that all attention functions share. */
 export interface AttentionOptions {
@@ -214,16 +214,15 @@ export function tensorsOf(
   return { optional, tensors: optional.map((name) => options[name]!) };
 }
 
-/**
- * Elements of an integer tensor that the host knows: those on the CPU. Elsewhere only the range, if that.
- */
-export function knownValues(x: Tensor): ArrayLike<number> | undefined {
-  return x.backend.name === "cpu" ? x.dataSync() : undefined;
+/** The optional tensors among a call's options, by the ops' names for them. */
+export function optionalSpecs(options: AttentionOptions): Partial<Record<OptionalInput, Spec>> {
+  const { alibiSlopes, bias, mask, sinks, dropout } = options;
+  return { alibiSlopes, bias, mask, sinks, key: dropout?.key };
 }
 
 /** Smallest and largest element of an integer tensor where the host knows them; undefined for no elements. */
 export function knownRange(x: Tensor): readonly [min: number, max: number] | undefined {
-  const range = rangeOf(x), values = range ?? knownValues(x);
+  const range = rangeOf(x), values = range ?? valuesOf(x);
   if (values === undefined || values.length === 0) return undefined;
   let min = Infinity, max = -Infinity;
   for (let i = 0; i < values.length; i++) {
@@ -242,7 +241,7 @@ export function checkCuSeqlens(op: string, name: string, x: Tensor, total: numbe
   if (range !== undefined && (range[0] < 0 || range[1] > total)) {
     throw new IndexError(op, `${name} goes from 0 to at most the ${total} packed rows, got ${range[0]} to ${range[1]}`);
   }
-  const values = knownValues(x);
+  const values = valuesOf(x);
   for (let b = 0; values !== undefined && b + 1 < values.length; b++) {
     const length = values[b + 1] - values[b];
     if (length < 0) throw new ValueError(op, `${name} falls from ${values[b]} to ${values[b + 1]} at sequence ${b}`);

@@ -1,11 +1,11 @@
 /** Making tensors: from host data, and filled on the device. */
 import { type Backend, getBackend } from "./backend.ts";
-import { type DType, dtypes, encode, hostArray, type HostArray, isDType, isFloat, roundTo } from "./dtype.ts";
+import { type DType, dtypes, encode, type HostArray, hostArray, isDType, isFloat, roundTo } from "./dtype.ts";
 import { DTypeError, ShapeError, show, ValueError } from "./errors.ts";
 import { checkDType, type Op, run } from "./op.ts";
 import { track } from "./scope.ts";
 import { checkShape, type Shape, sizeOf, stridesOf } from "./shape.ts";
-import { makeTensor, type NestedArray, setRange, type Tensor } from "./tensor.ts";
+import { makeTensor, type NestedArray, setRange, setValues, type Tensor } from "./tensor.ts";
 
 /** Host numbers that `tensor()` takes: nested arrays, or a typed array. */
 export type HostValues =
@@ -90,6 +90,7 @@ function upload(op: string, data: HostArray, shape: Shape, dtype: DType, backend
       if (value > max) max = value;
     }
     setRange(x, [min, max]);
+    setValues(x, data);
   }
   return x;
 }
@@ -135,7 +136,11 @@ export function tensor(values: HostValues, options: CreateOptions & { readonly s
  */
 export function fromBytes(
   bytes: Uint8Array,
-  { shape, dtype, backend = getBackend() }: { readonly shape: Shape; readonly dtype: DType; readonly backend?: Backend },
+  { shape, dtype, backend = getBackend() }: {
+    readonly shape: Shape;
+    readonly dtype: DType;
+    readonly backend?: Backend;
+  },
 ): Tensor {
   checkedDType("fromBytes", dtype);
   const need = sizeOf(checkShape("fromBytes", shape)) * dtypes[dtype].bytes;

@@ -1,7 +1,7 @@
 /** The immutable handle: shape, dtype, the backend that owns the bytes, and a view of them. */
 import type { Backend } from "./backend.ts";
 import { decode, type DType, type HostArray } from "./dtype.ts";
-import { DisposedError, show, ShapeError } from "./errors.ts";
+import { DisposedError, ShapeError, show } from "./errors.ts";
 import { type Layout, type Shape, sizeOf } from "./shape.ts";
 
 /** Bytes on a backend, alive while a handle sees them. Each backend has its own kind. */
@@ -65,8 +65,7 @@ export class Tensor implements Layout {
   }
 
   static {
-    create = (backend, storage, layout, dtype, origin, id) =>
-      new Tensor(backend, storage, layout, dtype, origin, id);
+    create = (backend, storage, layout, dtype, origin, id) => new Tensor(backend, storage, layout, dtype, origin, id);
     open = (x, op) => {
       if (x.#storage === null) {
         const what = `tensor ${x.dtype} ${show(x.shape)} made by ${x.origin}`;
@@ -205,6 +204,19 @@ export function rangeOf(x: Tensor): readonly [min: number, max: number] | undefi
 export function setRange(x: Tensor, range: readonly [min: number, max: number] | undefined): Tensor {
   if (range !== undefined) ranges.set(x, range);
   return x;
+}
+
+/** Elements of small integer tensors made from host data: what checks of lengths and tables go by. */
+const values = new WeakMap<Tensor, HostArray>();
+
+/** The elements of an integer tensor, where the host knows them without asking a device. */
+export function valuesOf(x: Tensor): HostArray | undefined {
+  return values.get(x) ?? (x.backend.name === "cpu" ? x.dataSync() : undefined);
+}
+
+/** Notes the elements of an integer tensor; large ones are not kept. */
+export function setValues(x: Tensor, data: HostArray): void {
+  if (data.length <= 16384) values.set(x, data);
 }
 
 function nest(data: HostArray, shape: Shape): NestedArray {
