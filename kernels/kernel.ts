@@ -36,6 +36,11 @@ export interface Kernel {
 
 const made = new Map<string, Kernel>();
 
+/** The kernel of that name, if it was made: spares a hot path what it takes to describe one. */
+export function madeKernel(name: string): Kernel | undefined {
+  return made.get(name);
+}
+
 /**
  * Makes a kernel, or returns the one of that name made before: a name therefore says every parameter that the text
  * depends on.

@@ -1,10 +1,11 @@
 /** A call of an op on its way to the device, and what every lowering uses. */
 import type { Capabilities } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
-import { broadcastLayout, type Layout, type Shape, sizeOf } from "../tensor/shape.ts";
+import { broadcastLayout, type Layout, sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { castExpression, type Expression, gridFor, planElementwise } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
 import type { PooledBuffer } from "./memory.ts";
+import type { Cost } from "./profiler.ts";
 
 /** A tensor as a kernel sees it: a buffer and the layout of its elements there. */
 export interface View extends Layout {
@@ -19,12 +20,13 @@ export interface Lowering<Params> {
   readonly outputs: readonly View[];
   readonly params: Params;
   readonly capabilities: Capabilities;
-  /** Runs a kernel on buffers in the order of its reads, then writes. */
+  /** Runs a kernel on buffers in the order of its reads, then writes. Profiles show rates by its cost. */
   dispatch(
     kernel: Kernel,
     views: readonly View[],
     uniforms: Readonly<Record<string, number>>,
     workgroups: readonly [number, number, number],
+    cost?: Cost,
   ): void;
   /** A dense tensor that lives until the call ends. */
   temporary(shape: Shape, dtype: DType): View;
@@ -40,7 +42,7 @@ export function elementwise(
   inputs: readonly View[],
   y: View,
 ): void {
-  const views = inputs.map((x) => broadcastLayout(x, y.shape));
+  const views = inputs.map((x) => sameShape(x.shape, y.shape) ? x : broadcastLayout(x, y.shape));
   const shape = { name, inputs: inputs.map((x) => x.dtype), output: y.dtype, expression };
   const size = sizeOf(y.shape);
   const { kernel, uniforms, threads } = planElementwise(shape, views, size);

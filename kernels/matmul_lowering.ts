@@ -3,7 +3,8 @@ import type { DType } from "../tensor/dtype.ts";
 import { matmulSizes } from "../tensor/matmul.ts";
 import { broadcastLayout, collapse, type Shape, sizeOf } from "../tensor/shape.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
-import { type MatmulDType, type MatmulView, planMatmul } from "./matmul.ts";
+import type { MatmulDType } from "./matmul.ts";
+import { type MatmulView, planMatmul } from "./matmul_plan.ts";
 import { isPacked } from "./storage.ts";
 
 interface Params {

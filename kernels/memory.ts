@@ -21,8 +21,9 @@ export class PooledBuffer implements Storage {
  * near sizes share buffers.
  */
 export function sizeClass(bytes: number): number {
-  const step = 2 ** Math.max(8, Math.ceil(Math.log2(Math.max(1, bytes))) - 3);
-  return Math.max(1, Math.ceil(bytes / step)) * step;
+  if (bytes <= 2048) return Math.max(1, Math.ceil(bytes / 256)) * 256;
+  const step = 2 ** (Math.floor(Math.log2(bytes - 1)) - 3);
+  return Math.ceil(bytes / step) * step;
 }
 
 /** Keeps freed buffers of at least this many bytes in all before it destroys any. */

@@ -7,7 +7,7 @@ import type { PooledBuffer } from "./memory.ts";
 import { type Pipelines, slotBytes } from "./pipelines.ts";
 
 /** Dispatches in a batch before it goes out by itself. */
-const maxBatch = 128;
+const maxBatch = 64;
 /** Room for the uniforms of a batch. */
 const uniformCapacity = 256 * 1024;
 
@@ -40,19 +40,24 @@ export class DispatchQueue {
     return this.#uniforms;
   }
 
-  /** Adds a dispatch to the batch. Buffers stand in the order of the kernel's reads, then writes. */
+  /**
+   * Adds a dispatch to the batch. Buffers stand in the order of the kernel's reads, then writes. With timestamps it has
+   * a pass of its own.
+   */
   dispatch(
     pipelines: Pipelines,
     kernel: Kernel,
     buffers: readonly PooledBuffer[],
     uniforms: Readonly<Record<string, number>>,
     [x, y, z]: readonly [number, number, number],
+    timestampWrites?: GPUComputePassTimestampWrites,
   ): void {
     const pipeline = pipelines.get(kernel);
     const slot = slotBytes(pipeline.uniformBytes);
     if (this.#count >= maxBatch || this.#used + slot > uniformCapacity) this.flush();
     this.#encoder ??= this.#device.createCommandEncoder();
-    this.#pass ??= this.#encoder.beginComputePass();
+    if (timestampWrites !== undefined) this.#endPass();
+    this.#pass ??= this.#encoder.beginComputePass(timestampWrites && { timestampWrites });
     if (this.#pipeline !== pipeline.pipeline) this.#pass.setPipeline(this.#pipeline = pipeline.pipeline);
     const group = pipelines.bind(pipeline, buffers);
     if (slot > 0) {
@@ -68,6 +73,7 @@ export class DispatchQueue {
       this.#used += slot;
     } else this.#pass.setBindGroup(0, group);
     this.#pass.dispatchWorkgroups(x, y, z);
+    if (timestampWrites !== undefined) this.#endPass();
     this.#count++;
     for (const buffer of buffers) buffer.usedIn = this.batch;
   }

@@ -49,7 +49,13 @@ export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTi
     const read = (at: string) => vec === 4 ? `x[${at}]` : load(dtype, "x", at);
     const write = (at: string, values: readonly string[]) =>
       `y[${at}] = ${vec === 4 ? pack4(output, values) : stored(output, values[0])};`;
-    const result = (e: string) => name === "softmax" ? `ft_exp(${e} - top) * scale` : `${e} - top - scale`;
+    // Powers of two of a difference that is never positive: their error, relative to the row's largest, stays below one
+    // rounding, so the device's own exp2 serves. A row held in registers keeps them for the last sweep.
+    const power = (e: string) => `exp2((${e} - top) * ${Math.LOG2E})`;
+    const keeps = name === "softmax" && held > 0;
+    const result = (e: string) =>
+      name === "logSoftmax" ? `${e} - top - scale` : keeps ? `${e} * scale` : `${power(e)} * scale`;
+    const add = (e: string) => keeps ? `${e} = ${power(e)}; sum += ${e};` : `sum += ${power(e)};`;
     const tree = (op: (a: string, b: string) => string): string => {
       const steps: string[] = [];
       for (let half = lanes / 2; half >= 1; half /= 2) {
@@ -86,7 +92,7 @@ export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTi
   let top = w[me - lane];
   workgroupBarrier();
   var sum = 0.0;
-  ${sweep((es) => es.map((e) => `sum += ft_exp(${e} - top);`).join(" "))}
+  ${sweep((es) => es.map(add).join(" "))}
   w[me] = sum;
   ${tree((a, b) => `${a} + ${b}`)}
   let total = w[me - lane];

@@ -1,7 +1,7 @@
 /** The WebGPU backend: tensors in pooled buffers, ops as batched dispatches. */
-import type { Backend, Capabilities, MemoryInfo } from "../tensor/backend.ts";
+import type { Backend, Capabilities, LaunchLog, MemoryInfo } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
-import { DeviceError, DeviceLostError, UnsupportedError } from "../tensor/errors.ts";
+import { DeviceError, DeviceLostError, UnsupportedError, ValueError } from "../tensor/errors.ts";
 import type { Op, Spec } from "../tensor/op.ts";
 import type { OpName } from "../tensor/ops.ts";
 import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
@@ -12,6 +12,7 @@ import { copy, type Lowering, type View } from "./lowering.ts";
 import { lowerings } from "./lowerings.ts";
 import { BufferPool, PooledBuffer } from "./memory.ts";
 import { Pipelines } from "./pipelines.ts";
+import { type Cost, labelOf, Profiler } from "./profiler.ts";
 import { DispatchQueue } from "./queue.ts";
 import { Readback } from "./readback.ts";
 import { storageBytes } from "./storage.ts";
@@ -24,6 +25,67 @@ export interface WebGpuOptions {
   readonly fastReadback?: boolean;
 }
 
+/** What a call needs of its backend. */
+interface Parts {
+  readonly capabilities: Capabilities;
+  readonly pool: BufferPool;
+  readonly queue: DispatchQueue;
+  readonly pipelines: Pipelines;
+  /** While a profile is taken. */
+  readonly profiler: Profiler | null;
+}
+
+/** One call of an op on this device. */
+class DeviceCall<P> implements Lowering<P> {
+  readonly capabilities: Capabilities;
+  readonly #parts: Parts;
+  readonly #op: string;
+  #temporaries: PooledBuffer[] | null = null;
+
+  constructor(
+    parts: Parts,
+    op: string,
+    readonly inputs: readonly View[],
+    readonly outputs: readonly View[],
+    readonly params: P,
+  ) {
+    this.#parts = parts;
+    this.#op = op;
+    this.capabilities = parts.capabilities;
+  }
+
+  dispatch(
+    kernel: Kernel,
+    views: readonly View[],
+    uniforms: Readonly<Record<string, number>>,
+    workgroups: readonly [number, number, number],
+    cost?: Cost,
+  ): void {
+    if (workgroups[0] === 0 || workgroups[1] === 0 || workgroups[2] === 0) return;
+    const { queue, pipelines, profiler } = this.#parts;
+    const timestamps = profiler?.launch(labelOf(this.#op, kernel, this.inputs, views, cost));
+    queue.dispatch(pipelines, kernel, views.map((v) => v.buffer), uniforms, workgroups, timestamps);
+  }
+
+  temporary(shape: Shape, dtype: DType): View {
+    const buffer = this.#parts.pool.take(sizeOf(shape) * storageBytes(dtype), this.#op);
+    (this.#temporaries ??= []).push(buffer);
+    return { buffer, shape, strides: stridesOf(shape), offset: 0, dtype };
+  }
+
+  dense(view: View, align = 4): View {
+    if (isDense(view) && view.offset % align === 0) return view;
+    const whole = this.temporary(view.shape, view.dtype);
+    if (sizeOf(view.shape) > 0) copy(this, view, whole);
+    return whole;
+  }
+
+  /** Frees the temporaries. */
+  end(): void {
+    for (const buffer of this.#temporaries ?? []) buffer.free();
+  }
+}
+
 class WebGpuBackend implements Backend {
   readonly name = "webgpu";
   readonly description: string;
@@ -34,6 +96,7 @@ class WebGpuBackend implements Backend {
   readonly #queue: DispatchQueue;
   readonly #pipelines: Pipelines;
   readonly #readback: Readback;
+  #parts: Parts;
   #failure: Error | null = null;
   #closed = false;
 
@@ -49,6 +112,8 @@ class WebGpuBackend implements Backend {
     const { maxBinding } = device.capabilities;
     this.#pool = new BufferPool(device.device, maxBinding, (id) => this.#pipelines.forget(id), fail);
     this.#readback = new Readback(device.device, this.#queue);
+    const { capabilities } = device;
+    this.#parts = { capabilities, pool: this.#pool, queue: this.#queue, pipelines: this.#pipelines, profiler: null };
     device.device.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
       fail(new DeviceError("webgpu", (event as GPUUncapturedErrorEvent).error.message));
@@ -78,7 +143,7 @@ class WebGpuBackend implements Backend {
     const buffer = this.#pool.take(x.size * storageBytes(x.dtype), "copy");
     if (x.size > 0) {
       const to = { shape: x.shape, strides: stridesOf(x.shape), offset: 0, dtype: x.dtype, buffer };
-      copy(this.#lowering([], [], {}, "copy", []), this.#view(x, "copy"), to);
+      copy(new DeviceCall(this.#parts, "copy", [], [to], {}), this.#view(x, "copy"), to);
     }
     return buffer;
   }
@@ -101,10 +166,16 @@ class WebGpuBackend implements Backend {
       dtype,
     }));
     if (results.some((y) => sizeOf(y.shape) > 0)) {
-      const temporaries: PooledBuffer[] = [];
       const views = inputs.map((x) => this.#view(x, op.name));
-      lower(this.#lowering(views, results, params, op.name, temporaries));
-      for (const buffer of temporaries) buffer.free();
+      const call = new DeviceCall(this.#parts, op.name, views, results, params);
+      try {
+        lower(call);
+      } catch (error) {
+        results.forEach((y, i) => into[i] === undefined && y.buffer.free());
+        throw error;
+      } finally {
+        call.end();
+      }
     }
     return results.map((y) => y.buffer);
   }
@@ -137,6 +208,21 @@ class WebGpuBackend implements Backend {
     this.#pool.resetPeak();
   }
 
+  profile(): LaunchLog {
+    this.#check("profile");
+    if (!this.capabilities.timestamps) throw new UnsupportedError("profile", "this device has no timestamps");
+    if (this.#parts.profiler !== null) throw new ValueError("profile", "a profile is running: they do not nest");
+    const profiler = new Profiler(this.#device.device);
+    this.#parts = { ...this.#parts, profiler };
+    return {
+      stop: () => {
+        this.#parts = { ...this.#parts, profiler: null };
+        this.#queue.flush();
+        return profiler.finish((buffer, offset, bytes) => this.#readback.read(buffer, offset, bytes));
+      },
+    };
+  }
+
   dispose(): void {
     this.#closed = true;
     this.#queue.flush();
@@ -159,37 +245,6 @@ class WebGpuBackend implements Backend {
     return { buffer: storage, shape: x.shape, strides: x.strides, offset: x.offset, dtype: x.dtype };
   }
 
-  #lowering<P>(
-    inputs: readonly View[],
-    outputs: readonly View[],
-    params: P,
-    op: string,
-    temporaries: PooledBuffer[],
-  ): Lowering<P> {
-    const call: Lowering<P> = {
-      inputs,
-      outputs,
-      params,
-      capabilities: this.capabilities,
-      dispatch: (kernel: Kernel, views, uniforms, workgroups) => {
-        if (workgroups[0] === 0 || workgroups[1] === 0 || workgroups[2] === 0) return;
-        this.#queue.dispatch(this.#pipelines, kernel, views.map((v) => v.buffer), uniforms, workgroups);
-      },
-      temporary: (shape: Shape, dtype: DType) => {
-        const buffer = this.#pool.take(sizeOf(shape) * storageBytes(dtype), op);
-        temporaries.push(buffer);
-        return { buffer, shape, strides: stridesOf(shape), offset: 0, dtype };
-      },
-      dense: (view: View, align = 4) => {
-        if (isDense(view) && view.offset % align === 0) return view;
-        const whole = call.temporary(view.shape, view.dtype);
-        if (sizeOf(view.shape) > 0) copy(call, view, whole);
-        return whole;
-      },
-    };
-    return call;
-  }
-
   /** Where in which buffer the elements of a layout lie dense, in whole words; null for no elements. */
   #part(storage: Storage, layout: Layout, dtype: DType): Part | null {
     this.#check("data");
@@ -197,10 +252,9 @@ class WebGpuBackend implements Backend {
     if (size === 0) return null;
     const width = storageBytes(dtype);
     const from: View = { ...pick(layout), buffer: storage as PooledBuffer, dtype };
-    const temporaries: PooledBuffer[] = [];
-    const whole = this.#lowering([], [], {}, "data", temporaries).dense(from, 1);
-    // The copy is queued; its buffer may be reused by later ops, which are queued behind the read.
-    for (const buffer of temporaries) buffer.free();
+    const call = new DeviceCall(this.#parts, "data", [from], [], {});
+    const whole = call.dense(from, 1);
+    call.end(); // a copy is queued; later ops that reuse its buffer are queued behind the read
     const start = Math.floor(whole.offset * width / 4) * 4;
     const end = Math.ceil((whole.offset + size) * width / 4) * 4;
     return {

@@ -41,7 +41,10 @@ export function isDense({ shape, strides }: Layout): boolean {
 
 /** Whether two shapes are the same. */
 export function sameShape(a: Shape, b: Shape): boolean {
-  return a.length === b.length && a.every((n, i) => n === b[i]);
+  if (a === b) return true;
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
 }
 
 /**
@@ -50,7 +53,9 @@ export function sameShape(a: Shape, b: Shape): boolean {
  */
 export function checkShape(op: string, shape: Shape): Shape {
   const bad = shape.find((n) => !Number.isSafeInteger(n) || n < 0);
-  if (bad !== undefined) throw new ShapeError(op, `axis lengths are whole numbers of at least 0: ${show(shape)} (${bad})`);
+  if (bad !== undefined) {
+    throw new ShapeError(op, `axis lengths are whole numbers of at least 0: ${show(shape)} (${bad})`);
+  }
   if (!Number.isSafeInteger(sizeOf(shape))) throw new ShapeError(op, `${show(shape)} has too many elements`);
   return shape;
 }
@@ -136,7 +141,10 @@ export function reshapeLayout(x: Layout, shape: Shape): Layout | null {
  * Fewest axes that walk several layouts of one shape in step: axes of length 1 go, and neighbours merge where every
  * layout runs through both with one stride.
  */
-export function collapse(shape: Shape, layouts: readonly (readonly number[])[]): { shape: number[]; strides: number[][] } {
+export function collapse(
+  shape: Shape,
+  layouts: readonly (readonly number[])[],
+): { shape: number[]; strides: number[][] } {
   const out: number[] = [], strides: number[][] = layouts.map(() => []);
   for (let i = 0; i < shape.length; i++) {
     if (shape[i] === 1) continue;
