@@ -18,6 +18,31 @@ export { init } from "./kernels/init.ts";
 export type { InitOptions } from "./kernels/init.ts";
 export { webgpu } from "./kernels/webgpu.ts";
 export type { WebGpuOptions } from "./kernels/webgpu.ts";
+export {
+  flashAttention,
+  flashAttentionKvPacked,
+  flashAttentionQkvPacked,
+  flashAttentionVarlen,
+  flashAttentionVarlenWithLse,
+  flashAttentionWithLse,
+} from "./tensor/attention.ts";
+export type { AttentionResult, VarlenOptions } from "./tensor/attention.ts";
+export { flashAttentionWithKvCache } from "./tensor/attention_cache.ts";
+export type { AttentionCache, CacheAttentionOptions, CacheAttentionResult } from "./tensor/attention_cache.ts";
+export { dropoutMask } from "./tensor/attention_dropout.ts";
+export {
+  combineAttention,
+  flashAttentionV1,
+  flashAttentionV2,
+  naiveAttention,
+  naiveAttentionWithLse,
+} from "./tensor/attention_eager.ts";
+export type { BlockAttentionOptions } from "./tensor/attention_eager.ts";
+export { attentionMemory } from "./tensor/attention_memory.ts";
+export type { AttentionMemory, AttentionMemoryOptions } from "./tensor/attention_memory.ts";
+export type { AttentionOptions } from "./tensor/attention_options.ts";
+export { cuSeqlensFromMask, cuSeqlensFromPositionIds, padInput, unpadInput } from "./tensor/attention_packing.ts";
+export type { Packing, Unpadded } from "./tensor/attention_packing.ts";
 export { getBackend, memory, resetPeak, setBackend } from "./tensor/backend.ts";
 export type { Backend, Capabilities, MemoryInfo } from "./tensor/backend.ts";
 export { cpu } from "./tensor/cpu.ts";
@@ -63,6 +88,7 @@ export {
 } from "./tensor/elementwise.ts";
 export type { GeluOptions, Operand } from "./tensor/elementwise.ts";
 export { eager } from "./tensor/eager.ts";
+export { einsum } from "./tensor/einsum.ts";
 export * from "./tensor/errors.ts";
 export { geglu, swiglu } from "./tensor/gated.ts";
 export { crossEntropy, linearCrossEntropy } from "./tensor/loss.ts";
