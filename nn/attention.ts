@@ -1,15 +1,13 @@
 /** Multi-head attention with grouped heads. */
-import { add, cast, mul, sub, where } from "../tensor/elementwise.ts";
-import { arange } from "../tensor/create.ts";
-import { lessEqual } from "../tensor/elementwise.ts";
+import { flashAttention } from "../tensor/attention.ts";
+import { type AttentionCache, flashAttentionWithKvCache } from "../tensor/attention_cache.ts";
+import { naiveAttention } from "../tensor/attention_eager.ts";
 import { ShapeError, show, ValueError } from "../tensor/errors.ts";
-import { take } from "../tensor/gather.ts";
-import { matmul } from "../tensor/matmul.ts";
-import { broadcastTo, concat, expandDims, permute, reshape, slice } from "../tensor/movement.ts";
-import { softmax } from "../tensor/norm.ts";
+import { pad, reshape, slice } from "../tensor/movement.ts";
+import { rotaryEmbedding } from "../tensor/rotary.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { appendToCache, type LayerCache } from "./cache.ts";
+import { appendToCache, grownCapacity } from "./cache.ts";
 import { linear, type LinearParams } from "./linear.ts";
 
 /** `"flash"` keeps nothing of size Sq × Sk, `"naive"` all of it; the result is the same. */
@@ -37,6 +35,16 @@ export interface Rotary {
   readonly positions: Tensor;
 }
 
+/** One layer's part of a cache. */
+export interface LayerCache {
+  /** Keys and values; none before the first call. */
+  readonly seen?: AttentionCache;
+  /** Positions that it holds. */
+  readonly past: number;
+  /** Positions that there is room for. */
+  readonly capacity: number;
+}
+
 /** Options of {@linkcode multiHeadAttention}. */
 export interface MultiHeadAttentionOptions {
   /** Query heads. */
@@ -49,10 +57,8 @@ export interface MultiHeadAttentionOptions {
   readonly mask?: Tensor;
   /** No positions when not given. */
   readonly rotary?: Rotary;
-  /** What came before; consumed. */
+  /** What this layer has seen, and how much; consumed. */
   readonly cache?: LayerCache;
-  /** Whether to return the keys and values for a next call. */
-  readonly keepCache?: boolean;
   /** `"flash"` when not given. */
   readonly attention?: AttentionAlgorithm;
 }
@@ -61,15 +67,35 @@ export interface MultiHeadAttentionOptions {
  * softmax(Q·Kᵀ/√D)·V over heads, between linear layers (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023).
  *
  * @param x `[B, S, size]`
- * @returns out `[B, S, size]`, and the cache that a next call takes, if asked for
+ * @returns out `[B, S, size]`, and with a cache the keys and values that the next call takes
+ * @throws {ShapeError} when `x` or the mask have another shape
+ * @throws {ValueError} when heads do not divide each other or the layers
+ *
+ * @example
+ * ```ts
+ * import { key, randn, split } from "@flashtape/flashtape";
+ * import { multiHeadAttention, xavierUniform } from "@flashtape/flashtape/nn";
+ * const [a, b, c, d, e] = split(key(0), 5);
+ * const params = {
+ *   q: { weight: xavierUniform(a, [64, 64]) },
+ *   k: { weight: xavierUniform(b, [16, 64]) },
+ *   v: { weight: xavierUniform(c, [16, 64]) },
+ *   o: { weight: xavierUniform(d, [64, 64]) },
+ * };
+ * const { out } = multiHeadAttention(params, randn(e, [2, 10, 64]), { heads: 8, kvHeads: 2 });
+ * console.log(out.shape); // [2, 10, 64]
+ * ```
  */
 export function multiHeadAttention(
   params: AttentionParams,
   x: Tensor,
   options: MultiHeadAttentionOptions,
-): { out: Tensor; cache?: LayerCache } {
-  const { heads, kvHeads = heads, causal = true, mask, rotary, cache, keepCache = cache !== undefined } = options;
+): { out: Tensor; cache?: AttentionCache } {
+  const { heads, kvHeads = heads, rotary, cache, attention = "flash" } = options;
   if (x.rank !== 3) throw new ShapeError("multiHeadAttention", `x is [B, S, size], got ${show(x.shape)}`);
+  if (attention !== "flash" && attention !== "naive") {
+    throw new ValueError("multiHeadAttention", `attention is "flash" or "naive", got "${attention}"`);
+  }
   if (!Number.isInteger(heads / kvHeads) || params.q.weight.shape[0] % heads !== 0) {
     throw new ValueError(
       "multiHeadAttention",
@@ -78,37 +104,40 @@ export function multiHeadAttention(
   }
   return scope(() => {
     const [batch, length] = x.shape;
-    const split = (y: Tensor, count: number) => reshape(y, [batch, length, count, -1]);
-    const turn = (y: Tensor) => rotary === undefined ? y : rotate(y, rotary);
-    const q = turn(split(linear(params.q, x), heads)); // [B, S, H, D]
-    const k = turn(split(linear(params.k, x), kvHeads)); // [B, S, Hk, D]
-    const v = split(linear(params.v, x), kvHeads);
-    const seen = keepCache ? appendToCache(cache, k, v) : { k, v };
-    const out = attend(q, seen.k, seen.v, causal, mask); // [B, S, H, D]
-    return { out: linear(params.o, reshape(out, [batch, length, -1])), cache: keepCache ? seen : undefined };
+    const project = (layer: LinearParams, count: number) => {
+      const y = linear(layer, x);
+      return reshape(y, [batch, length, count, y.shape[2] / count]);
+    };
+    let q = project(params.q, heads); // [B, S, H, D]
+    let k = project(params.k, kvHeads); // [B, S, Hk, D]
+    const v = project(params.v, kvHeads);
+    if (rotary !== undefined) [q, k] = rotaryEmbedding([q, k], rotary.cos, rotary.sin, { positions: rotary.positions });
+    const { out, seen } = attend(q, k, v, cache, options);
+    return { out: linear(params.o, reshape(out, [batch, length, params.o.weight.shape[1]])), cache: seen };
   });
 }
 
-function rotate(x: Tensor, { cos, sin, positions }: Rotary): Tensor {
-  const half = x.shape[3] / 2, to = [...x.shape.slice(0, 3), half];
-  const c = cast(expandDims(take(cos, positions), -2), x.dtype),
-    s = cast(expandDims(take(sin, positions), -2), x.dtype);
-  const x1 = slice(x, [0, 0, 0, 0], to), x2 = slice(x, [0, 0, 0, half], x.shape);
-  return concat([sub(mul(x1, c), mul(x2, s)), add(mul(x2, c), mul(x1, s))], { axis: -1 });
-}
-
-function attend(q: Tensor, k: Tensor, v: Tensor, causal: boolean, mask: Tensor | undefined): Tensor {
-  const [B, Sq, H, D] = q.shape, [, Sk, Hk] = k.shape, G = H / Hk;
-  const heads = (x: Tensor) => {
-    const t = expandDims(permute(x, [0, 2, 1, 3]), 2); // [B, Hk, 1, Sk, D]
-    return reshape(broadcastTo(t, [B, Hk, G, Sk, D]), [B, H, Sk, D]);
-  };
-  let s = mul(matmul(permute(q, [0, 2, 1, 3]), heads(k), { transposeB: true }), 1 / Math.sqrt(D));
-  if (causal) {
-    const i = expandDims(arange(Sk - Sq, Sk, { dtype: "i32", backend: q.backend }), 1),
-      j = arange(0, Sk, { dtype: "i32", backend: q.backend });
-    s = where(lessEqual(j, i), s, -1e30);
+/** Attention over these keys and those of the cache: out `[B, S, H, D]`. */
+function attend(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  cache: LayerCache | undefined,
+  { causal = true, mask, attention }: MultiHeadAttentionOptions,
+): { out: Tensor; seen?: AttentionCache } {
+  const direct = attention === "naive" ? naiveAttention : flashAttention;
+  if (cache === undefined) return { out: direct(q, k, v, { causal, mask }) };
+  const { past } = cache, total = past + k.shape[1], capacity = grownCapacity(cache.capacity, total);
+  const seen = appendToCache(cache.seen, past, capacity, k, v);
+  if (past === 0) return { out: direct(q, k, v, { causal, mask }), seen };
+  if (attention === "naive") {
+    const [keys, values] = [seen.k, seen.v].map((x) =>
+      slice(x, [0, 0, 0, 0], [x.shape[0], total, x.shape[2], x.shape[3]])
+    );
+    return { out: naiveAttention(q, keys, values, { causal, mask }), seen };
   }
-  if (mask !== undefined) s = where(mask, s, -1e30);
-  return permute(matmul(softmax(s), heads(v)), [0, 2, 1, 3]);
+  const spare = [...Array<[number, number]>((mask?.rank ?? 1) - 1).fill([0, 0]), [0, capacity - total] as const];
+  const wide = mask === undefined || mask.shape.at(-1) === 1 ? mask : pad(mask, spare);
+  const { out } = flashAttentionWithKvCache(q, seen, { cacheSeqlens: total, causal, mask: wide });
+  return { out, seen };
 }

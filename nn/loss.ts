@@ -1,49 +1,42 @@
-/** Losses. */
-import { arange } from "../tensor/create.ts";
-import { add, cast, div, greaterEqual, less, maximum, sub, where } from "../tensor/elementwise.ts";
+/** The loss of language models. */
+import { full } from "../tensor/create.ts";
 import { IndexError, ShapeError, show } from "../tensor/errors.ts";
-import { take } from "../tensor/gather.ts";
-import { reshape } from "../tensor/movement.ts";
-import { logsumexp, sum } from "../tensor/reduce.ts";
+import { linearCrossEntropy } from "../tensor/loss.ts";
+import { concat, slice } from "../tensor/movement.ts";
 import { scope } from "../tensor/scope.ts";
 import { sameShape } from "../tensor/shape.ts";
 import { rangeOf, type Tensor } from "../tensor/tensor.ts";
+import type { LinearParams } from "./linear.ts";
+
+/** What a label has that does not count. */
+const ignored = -100;
 
 /**
- * The mean of −log softmax(logits)[label] over the labels that count.
+ * The mean loss of predicting each next token: −log softmax(hidden·Wᵀ)[label], without ever holding all the logits.
  *
- * @param logits `[…, V]`
- * @param labels i32, the shape without the last axis; negative ones are ignored
- * @throws {IndexError} when a label made from host data is not below V; one computed on the device makes the loss NaN
- * @returns an f32 scalar in nats; NaN when every label is ignored
+ * @param params the last layer, weight `[V, size]`, or the embedding that it shares
+ * @param hidden `[B, S, size]`
+ * @param labels i32 `[B, S]`, often the ids themselves: they are shifted here, so that place i predicts label i + 1. −100
+ * is ignored
+ * @returns an f32 scalar in nats; NaN when nothing counts
+ * @throws {ShapeError} when labels and hidden do not fit each other
+ * @throws {IndexError} when a label made from host data is neither −100 nor below V
  */
-export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
-  const classes = logits.shape.at(-1) ?? 0;
-  if (!sameShape(logits.shape.slice(0, -1), labels.shape)) {
+export function nextTokenLoss({ weight }: LinearParams, hidden: Tensor, labels: Tensor): Tensor {
+  if (hidden.rank !== 3 || !sameShape(hidden.shape.slice(0, 2), labels.shape)) {
     throw new ShapeError(
-      "crossEntropy",
-      `logits ${show(logits.shape)} need labels without the last axis, got ${show(labels.shape)}`,
+      "nextTokenLoss",
+      `hidden is [B, S, size], labels [B, S]: ${show(hidden.shape)}, ${show(labels.shape)}`,
     );
   }
-  expectLabels(labels, classes);
+  const classes = weight.shape[0];
+  const bad = rangeOf(labels)?.find((label) => label !== ignored && (label < 0 || label >= classes));
+  if (bad !== undefined) throw new IndexError("nextTokenLoss", `label ${bad} is outside the vocabulary of ${classes}`);
+  const [batch, length] = labels.shape;
   return scope(() => {
-    const x = logits.dtype === "f64" ? logits : cast(logits, "f32");
-    const at = reshape(labels, [-1]), counts = greaterEqual(at, 0);
-    const starts = arange(0, at.size * classes, { step: classes, dtype: "i32", backend: x.backend });
-    const places = where(less(at, classes), add(starts, maximum(at, 0)), -1); // outside reads NaN
-    const chosen = take(reshape(x, [-1]), places);
-    const losses = where(counts, sub(logsumexp(reshape(x, [-1, classes]), { axis: -1 }), chosen), 0);
-    return div(sum(losses), sum(cast(counts, x.dtype)));
+    // The labels move, not the hidden rows, which are wider; the last place predicts nothing that is known.
+    const last = full([batch, Math.min(1, length)], ignored, { dtype: labels.dtype, backend: labels.backend });
+    const next = concat([slice(labels, [0, Math.min(1, length)], [batch, length]), last], { axis: 1 });
+    return linearCrossEntropy(hidden, weight, next, { ignoreIndex: ignored });
   });
-}
-
-/**
- * Refuses labels that the host knows to name no class.
- * @throws {IndexError} naming the largest of them
- */
-export function expectLabels(labels: Tensor, classes: number): void {
-  const known = rangeOf(labels);
-  if (known !== undefined && known[1] >= classes) {
-    throw new IndexError("crossEntropy", `label ${known[1]} is outside the ${classes} classes`);
-  }
 }

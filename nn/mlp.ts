@@ -1,5 +1,5 @@
 /** The feed-forward part of a transformer block. */
-import { mul, silu } from "../tensor/elementwise.ts";
+import { swiglu } from "../tensor/gated.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { linear, type LinearParams } from "./linear.ts";
@@ -20,5 +20,5 @@ export interface SwigluMlpParams {
  * @returns `[…, size]`
  */
 export function swigluMlp({ gate, up, down }: SwigluMlpParams, x: Tensor): Tensor {
-  return scope(() => linear(down, mul(silu(linear(gate, x)), linear(up, x))));
+  return scope(() => linear(down, swiglu(linear(gate, x), linear(up, x))));
 }

@@ -32,9 +32,15 @@
 export { adamw } from "./adamw.ts";
 export type { AdamwOptions, AdamwState } from "./adamw.ts";
 export { multiHeadAttention } from "./attention.ts";
-export type { AttentionAlgorithm, AttentionParams, MultiHeadAttentionOptions, Rotary } from "./attention.ts";
+export type {
+  AttentionAlgorithm,
+  AttentionParams,
+  LayerCache,
+  MultiHeadAttentionOptions,
+  Rotary,
+} from "./attention.ts";
 export { emptyCache } from "./cache.ts";
-export type { KvCache, LayerCache } from "./cache.ts";
+export type { KvCache } from "./cache.ts";
 export { dropout } from "./dropout.ts";
 export type { DropoutOptions } from "./dropout.ts";
 export { kaimingNormal, kaimingUniform, normal, truncatedNormal, xavierNormal, xavierUniform } from "./init.ts";
@@ -43,11 +49,11 @@ export { embedding, linear } from "./linear.ts";
 export type { EmbeddingParams, LinearParams } from "./linear.ts";
 /** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
-export { crossEntropy } from "./loss.ts";
+export { nextTokenLoss } from "./loss.ts";
 export { swigluMlp } from "./mlp.ts";
 export type { SwigluMlpParams } from "./mlp.ts";
 export { layerNorm, rmsNorm } from "./norm.ts";
-export type { LayerNormParams, NormOptions, RmsNormParams } from "./norm.ts";
+export type { LayerNormParams, RmsNormParams } from "./norm.ts";
 export { clipGradNorm } from "./optimizer.ts";
 export type { Optimizer } from "./optimizer.ts";
 export { rotaryFrequencies, rotaryTables } from "./rotary.ts";
@@ -59,6 +65,6 @@ export type { CosineOptions, Schedule } from "./schedule.ts";
 export { sgd } from "./sgd.ts";
 export type { SgdOptions, SgdState } from "./sgd.ts";
 export { transformerBlock } from "./transformer.ts";
-export type { TransformerBlockParams } from "./transformer.ts";
+export type { TransformerBlockOptions, TransformerBlockParams } from "./transformer.ts";
 export { flatten, unflatten } from "./tree.ts";
 export type { Tree } from "../tensor/tree.ts";

@@ -1,8 +1,10 @@
-/** Normalisation layers. */
-import type { DType } from "../tensor/dtype.ts";
-import { add, cast, mul, rsqrt, square, sub } from "../tensor/elementwise.ts";
-import { mean } from "../tensor/reduce.ts";
-import { scope } from "../tensor/scope.ts";
+/** Normalisation layers: the fused functions over parameter objects. */
+import {
+  layerNorm as fusedLayerNorm,
+  type ResidualNorm,
+  rmsNorm as fusedRmsNorm,
+  type RmsNormOptions,
+} from "../tensor/norm.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 /** Parameters of {@linkcode rmsNorm}. */
@@ -19,38 +21,51 @@ export interface LayerNormParams {
   readonly bias?: Tensor;
 }
 
-/** Options of the normalisation layers. */
-export interface NormOptions {
-  /** Added to the mean square or variance; 1e-5 when not given. */
-  readonly eps?: number;
-}
-
-function wide(dtype: DType): DType {
-  return dtype === "f64" ? "f64" : "f32";
-}
-
 /**
  * y = x · rsqrt(mean x² + eps) · w over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467).
+ *
  * @param x `[…, size]`
+ * @param options.eps 1e-6 when not given
+ * @returns the shape of `x`; with a residual, that of x + residual and the sum itself
+ *
+ * @example
+ * ```ts
+ * import { ones, tensor } from "@flashtape/flashtape";
+ * import { rmsNorm } from "@flashtape/flashtape/nn";
+ * const params = { weight: ones([2]) };
+ * const y = rmsNorm(params, tensor([[3, 3]]));
+ * const { out, sum } = rmsNorm(params, tensor([[1, 1]]), { residual: tensor([[2, 2]]) }); // y again, and [[3, 3]]
+ * ```
  */
-export function rmsNorm({ weight }: RmsNormParams, x: Tensor, { eps = 1e-5 }: NormOptions = {}): Tensor {
-  return scope(() => {
-    const xf = cast(x, wide(x.dtype));
-    const r = rsqrt(add(mean(square(xf), { axis: -1, keepDims: true }), eps));
-    return mul(cast(mul(xf, r), x.dtype), weight);
-  });
+export function rmsNorm(
+  params: RmsNormParams,
+  x: Tensor,
+  options: RmsNormOptions & { readonly residual: Tensor },
+): ResidualNorm;
+/** Without a residual. */
+export function rmsNorm(
+  params: RmsNormParams,
+  x: Tensor,
+  options?: RmsNormOptions & { readonly residual?: undefined },
+): Tensor;
+export function rmsNorm(
+  { weight }: RmsNormParams,
+  x: Tensor,
+  { eps, residual }: RmsNormOptions = {},
+): Tensor | ResidualNorm {
+  return residual === undefined ? fusedRmsNorm(x, weight, { eps }) : fusedRmsNorm(x, weight, { eps, residual });
 }
 
 /**
  * y = (x − mean x) · rsqrt(var x + eps) · w + b over the last axis (Ba et al. 2016, arXiv:1607.06450).
+ *
  * @param x `[…, size]`
+ * @param options.eps 1e-5 when not given
  */
-export function layerNorm({ weight, bias }: LayerNormParams, x: Tensor, { eps = 1e-5 }: NormOptions = {}): Tensor {
-  return scope(() => {
-    const xf = cast(x, wide(x.dtype));
-    const centred = sub(xf, mean(xf, { axis: -1, keepDims: true }));
-    const r = rsqrt(add(mean(square(centred), { axis: -1, keepDims: true }), eps));
-    const y = mul(cast(mul(centred, r), x.dtype), weight);
-    return bias === undefined ? y : add(y, bias);
-  });
+export function layerNorm(
+  { weight, bias }: LayerNormParams,
+  x: Tensor,
+  options: { readonly eps?: number } = {},
+): Tensor {
+  return fusedLayerNorm(x, weight, bias ?? null, options);
 }

@@ -1,11 +1,11 @@
 /** The pre-norm transformer block. */
+import type { AttentionCache } from "../tensor/attention_cache.ts";
 import { add } from "../tensor/elementwise.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { type AttentionParams, multiHeadAttention, type MultiHeadAttentionOptions } from "./attention.ts";
-import type { LayerCache } from "./cache.ts";
 import { swigluMlp, type SwigluMlpParams } from "./mlp.ts";
-import { type NormOptions, rmsNorm, type RmsNormParams } from "./norm.ts";
+import { rmsNorm, type RmsNormParams } from "./norm.ts";
 
 /** Parameters of {@linkcode transformerBlock}. */
 export interface TransformerBlockParams {
@@ -19,20 +19,28 @@ export interface TransformerBlockParams {
   readonly mlp: SwigluMlpParams;
 }
 
+/** Options of {@linkcode transformerBlock}. */
+export interface TransformerBlockOptions extends MultiHeadAttentionOptions {
+  /** Of both norms; 1e-6 when not given. */
+  readonly eps?: number;
+}
+
 /**
  * h = x + attention(norm x); y = h + mlp(norm h).
  *
  * @param x `[B, S, size]`
- * @returns `[B, S, size]`, and the cache that a next call takes, if asked for
+ * @returns y `[B, S, size]`, and with a cache the keys and values that the next call takes
+ * @throws as {@linkcode multiHeadAttention} does
  */
 export function transformerBlock(
   params: TransformerBlockParams,
   x: Tensor,
-  options: MultiHeadAttentionOptions & NormOptions,
-): { x: Tensor; cache?: LayerCache } {
+  options: TransformerBlockOptions,
+): { out: Tensor; cache?: AttentionCache } {
+  const { eps } = options;
   return scope(() => {
-    const { out, cache } = multiHeadAttention(params.attention, rmsNorm(params.attentionNorm, x, options), options);
-    const h = add(x, out);
-    return { x: add(h, swigluMlp(params.mlp, rmsNorm(params.mlpNorm, h, options))), cache };
+    const { out, cache } = multiHeadAttention(params.attention, rmsNorm(params.attentionNorm, x, { eps }), options);
+    const h = rmsNorm(params.mlpNorm, out, { eps, residual: x }); // h.sum = x + out
+    return { out: add(h.sum, swigluMlp(params.mlp, h.out)), cache };
   });
 }

@@ -11,11 +11,12 @@ import { cumsum } from "../../tensor/reduce.ts";
 import { scope, unscoped } from "../../tensor/scope.ts";
 import { sameShape, type Shape } from "../../tensor/shape.ts";
 import { rangeOf, type Tensor } from "../../tensor/tensor.ts";
+import type { AttentionCache } from "../../tensor/attention_cache.ts";
 import type { AttentionAlgorithm, Rotary } from "../attention.ts";
-import type { KvCache, LayerCache } from "../cache.ts";
+import { grownCapacity, type KvCache } from "../cache.ts";
 import { normal } from "../init.ts";
 import { embedding, linear } from "../linear.ts";
-import { crossEntropy, expectLabels } from "../loss.ts";
+import { nextTokenLoss } from "../loss.ts";
 import { rmsNorm } from "../norm.ts";
 import { rotaryTables } from "../rotary.ts";
 import { transformerBlock, type TransformerBlockParams } from "../transformer.ts";
@@ -139,13 +140,9 @@ export function loss(
   if (!sameShape(ids.shape, labels.shape)) {
     throw new ShapeError("llama.loss", `ids are ${show(ids.shape)}, labels ${show(labels.shape)}`);
   }
-  expectLabels(labels, dimensions(config).vocabulary);
   return scope(() => {
     const { hidden } = backbone(params, config, ids, options);
-    const [batch, length, size] = hidden.shape;
-    const before = slice(hidden, [0, 0, 0], [batch, length - 1, size]); // the last place predicts nothing that is known
-    const logits = linear({ weight: headOf(params, config) }, before);
-    return crossEntropy(logits, slice(labels, [0, 1], [batch, length]));
+    return nextTokenLoss({ weight: headOf(params, config) }, hidden, labels);
   });
 }
 
@@ -172,22 +169,20 @@ function backbone(
     eps: model.eps,
     mask: places.mask,
     rotary: rotaryOf(model, places.positions, length, ids.backend),
-    keepCache: cache !== undefined,
     attention,
   };
   let x = embedding({ weight: params["model.embed_tokens.weight"] }, ids); // [B, S, size]
-  const layers: LayerCache[] = [];
+  const layers: AttentionCache[] = [];
   for (let i = 0; i < model.layers; i++) {
-    const run = (block: TransformerBlockParams, x: Tensor) =>
-      transformerBlock(block, x, { ...options, cache: cache?.layers[i] });
-    const before = x;
-    const after = checkpoint ? checkpointed(run)(blockOf(params, i), x) : run(blockOf(params, i), x);
-    x = after.x;
-    before.dispose();
-    if (after.cache !== undefined) layers.push(after.cache);
+    const seen = cache && { seen: cache.layers[i], past, capacity: cache.capacity };
+    const run = (block: TransformerBlockParams, x: Tensor) => transformerBlock(block, x, { ...options, cache: seen });
+    const next = (checkpoint ? checkpointed(run) : run)(blockOf(params, i), x);
+    x.dispose();
+    x = next.out;
+    if (next.cache !== undefined) layers.push(next.cache);
   }
-  const hidden = rmsNorm({ weight: params["model.norm.weight"] }, x, model);
-  return { hidden, cache: cache && { layers, length } };
+  const hidden = rmsNorm({ weight: params["model.norm.weight"] }, x, { eps: model.eps });
+  return { hidden, cache: cache && { layers, length, capacity: grownCapacity(cache.capacity, length) } };
 }
 
 function blockOf(params: LlamaParams, i: number): TransformerBlockParams {

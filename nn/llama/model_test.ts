@@ -126,7 +126,7 @@ for (const attention of algorithms) {
     const params = llama.init(key(5), small), ids = randint(key(6), [2, 9], { max: 61 });
     const whole = await llama.forward(params, small, ids).logits.data();
     for (const pieces of [[9], [1, 1, 1, 1, 1, 1, 1, 1, 1], [4, 1, 3, 1]]) {
-      let cache: KvCache | undefined = emptyCache(), at = 0;
+      let cache: KvCache | undefined = emptyCache({ capacity: 2 }), at = 0;
       for (const length of pieces) {
         const next: { logits: Tensor; cache?: KvCache } = llama.forward(
           params,
@@ -236,7 +236,7 @@ Deno.test("a config, parameters or inputs that do not fit are refused by name", 
   assert.throws(() => llama.loss(params, small, ids, tensor([1, 2], { dtype: "i32" })), /labels \[2\]/);
   assert.throws(() => llama.loss(params, small, ids, tensor([[1, 99]], { dtype: "i32" })), /label 99 is outside/);
   assert.throws(
-    () => llama.forward(params, small, ids, { attentionMask: ids, cache: { layers: [], length: 3 } }),
+    () => llama.forward(params, small, ids, { attentionMask: ids, cache: { layers: [], length: 3, capacity: 8 } }),
     /past \+ S/,
   );
 });
