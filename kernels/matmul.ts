@@ -1,7 +1,42 @@
-/** draft */
-import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
+/**
+ * Matrix products, batched: C[b, m, n] = A[b, m, k] · B[b, k, n], f32 f16 bf16 in memory, f32 in arithmetic.
+ *
+ *            ◀─── bn ───▶                A workgroup makes a tile of C. It walks along k in steps of bk: a slice of A and a
+ *         bk ┌──────────┐                slice of B lie in workgroup memory as f32, both as [k][row or column], while
+ *            │ slice of B                the slices after them are on their way in registers. A thread makes tm by tn
+ *   ▲ ┌────┐ ├──┬───┬───┤                results: four neighbours, one stride of lanes on four more. An operand that is
+ *   bm│ A  │ ├──┤tn │   │ tm             adjacent along k is turned while it is stored; its lanes are xor-ed with k, so
+ *   ▼ └────┘ └──┴───┴───┘                that neither the stores nor the loads meet in one bank.
+ *
+ * A product with at most eight rows, or one column, streams its matrix instead: `rows` when the matrix is adjacent along k
+ * (lanes share a dot product), `columns` when along n (a lane has columns, groups of lanes share k). A split of k writes
+ * partial products, which a second kernel adds in a fixed order.
+ *
+ * naga checks every index it does not know and counts every loop: hence [constant][constant][lane] in workgroup memory,
+ * where one check serves all loads, and no inner loop at all.
+ *
+ * Floor at 4096³ f32: 137 GFLOP at the 63 TFLOP/s of the FMA units, 2.2 ms. H200, Deno's WebGPU, TFLOP/s at 4096³ / 1024³:
+ *   v1  128x128x16, 8x8 a thread, slices kept as they lie (rows of A padded), next slice loaded early   35.2 / 17.2
+ *       not loaded early                                                                               36.2 / 14.5
+ *       two slices in workgroup memory, one barrier                                                    39.6 / 19.1
+ *       bk 8: 40.0 / 16.7     bk 32: 40.8 / 19.9     8x16 a thread: 40.9 / 12.4     16x8: 28.4 / 8.3
+ *       128x256 and 256x128 with 128 results a thread: 26 to 38 / 8     256x128, 8x8: 34.7 / 8.5
+ *       64x128: 43.2 / 25.8   64x64x32, 4x8: 36.6 / 34.1   64x64x32, 4x4: 33.0 / 30.6   32x32x32, 4x4: 29.9 / 24.0
+ *       blocks of 16x2 or 4x8 threads a warp for 8x4, bands of 1 or 16 tiles for 8: within 1
+ *   v2  turned while stored, rows padded: outer products from vec4f of rows and columns                42.3 / 19.3
+ *       the same with 8x16 a thread: 45.7 / 12.2    with bk 32: 39.4 / 19.3    two slices: 40.6 / 19.6
+ *       64x64x32, 4x8: 33.5 / 30.9, the banks of its stores
+ *   v3  xor for padding, 16 KiB for 128x128x16                                                         44.6 /  -
+ *       64x128 with k split in two                                                                      -   / 36.0
+ *       8x16 a thread: 44.7, but f16 NT 39.3 for 43.1 and 48 x 2048x2048x64 34.6 for 37.5              ◀ this file, 8x8
+ *   By layout, 128x128, NN / NT / TN / TT: f32 44.6 / 43.4 / 44.8 / 42.7, f16 43.8 / 43.1 / - / -, bf16 43.0 / 42.3 / - / -
+ *   48 x 2048x2048x64 NT 37.5, 48 x 2048x64x2048 NN 38.9, 4096x4096x1024 NT 42.9, 4096x128256x1024 bf16 NT 43.6, 512³ 18.2
+ *   Matrix-vector, GB/s where a copy moves 4206: f32 16384x4096 `rows` 4150, `columns` 4192; f16 3865, 3713;
+ *   4096x4096 f32 3352, 3010, f16 2735, 1955 (a dispatch costs 3 µs of 12); eight vectors f32 3181, `columns` 1927
+ */
+import { each, type Kernel, kernel, type KernelInterface, type UniformType, wgsl } from "./kernel.ts";
 
-/** Element types a matmul reads and writes; f16 and bf16 are packed two to a u32. */
+/** Element types of an operand; f16 and bf16 are packed two to a u32. */
 export type MatmulDType = "f32" | "f16" | "bf16";
 
 /** What of an operand is baked into a kernel. */
@@ -9,42 +44,11 @@ export interface MatmulOperand {
   readonly dtype: MatmulDType;
   /** false: columns are adjacent in memory; true: rows are. */
   readonly transposed: boolean;
-  /** Elements read by one load. */
+  /** Elements that one load brings. */
   readonly vec: 1 | 4 | 8;
 }
 
-/** Where an operand lies: a batch of matrices in one buffer, counted in elements. */
-export interface MatmulView {
-  readonly dtype: MatmulDType;
-  /** First element. */
-  readonly offset: number;
-  /** false: columns are adjacent and `stride` leads from row to row; true: rows are adjacent, `stride` leads from column to column. */
-  readonly transposed: boolean;
-  readonly stride: number;
-  /** One stride for each batch dimension; 0 repeats the matrix. */
-  readonly batchStrides: readonly number[];
-}
-
-/** C[batch, m, n] = A[batch, m, k] · B[batch, k, n]. */
-export interface MatmulProblem {
-  readonly m: number;
-  readonly n: number;
-  readonly k: number;
-  readonly batch: readonly number[];
-  readonly a: MatmulView;
-  readonly b: MatmulView;
-  /** Element type of C; a 16-bit C needs an even n. */
-  readonly out: MatmulDType;
-}
-
-/** What `pickMatmul` must know of a device. */
-export interface MatmulCapabilities {
-  /** Bytes of workgroup memory. */
-  readonly maxWorkgroupMemory: number;
-  readonly maxInvocations: number;
-}
-
-/** Parameters of the tiled kernel: a workgroup's tile of C, its step along k, a thread's block. */
+/** The tiled kernel: a workgroup's tile of C, its step along k, a thread's results. */
 export interface MatmulTile {
   readonly kind: "tile";
   readonly bm: number;
@@ -52,73 +56,36 @@ export interface MatmulTile {
   readonly bk: number;
   readonly tm: number;
   readonly tn: number;
-  readonly stages: 1 | 2;
-  readonly prefetch: boolean;
-  readonly raster: number;
-  readonly warp: number;
   readonly splits: number;
 }
 
-/** Parameters of the matrix-vector kernel for matrices adjacent along k: lanes share a row, a group of lanes has several rows. */
-export interface MatmulRows {
-  readonly kind: "rows";
+/** The streaming kernels: up to `m` vectors at once, `groups` of `lanes` a workgroup, `unroll` steps in flight. */
+export interface MatmulStream {
+  readonly kind: "rows" | "columns";
   readonly m: number;
   readonly lanes: number;
   readonly groups: number;
+  /** Rows of the matrix that a group of lanes has at once; `columns` has 1. */
   readonly rows: number;
   readonly unroll: number;
   readonly splits: number;
 }
 
-/** Parameters of the matrix-vector kernel for matrices adjacent along n: a lane has four columns, groups of lanes share k. */
-export interface MatmulColumns {
-  readonly kind: "columns";
-  readonly m: number;
-  readonly lanes: number;
-  readonly groups: number;
-  readonly unroll: number;
-  readonly splits: number;
+/** What a kernel reads and writes, whichever it is. */
+export interface MatmulParts {
+  readonly a: MatmulOperand;
+  readonly b: MatmulOperand;
+  readonly out: MatmulDType;
+  /** 4: rows of C start at whole vectors. */
+  readonly outVec: 1 | 4;
+  /** k ends with a step: nothing to mask. */
+  readonly exactK: boolean;
 }
 
-export type MatmulChoice = MatmulTile | MatmulRows | MatmulColumns;
-
-/** A kernel with its workgroups and uniforms. */
-export interface MatmulStep {
-  readonly kernel: Kernel;
-  readonly workgroups: readonly [number, number, number];
-  readonly uniforms: Readonly<Record<string, number>>;
-}
-
-export interface MatmulPlan extends MatmulStep {
-  readonly choice: MatmulChoice;
-  readonly splits: number;
-  readonly scratchBytes: number;
-  readonly sum: MatmulStep | undefined;
-}
-
-const uniforms = {
-  m: "u32",
-  n: "u32",
-  k: "u32",
-  offsetA: "u32",
-  offsetB: "u32",
-  strideA: "u32",
-  strideB: "u32",
-  batch1: "u32",
-  batch2: "u32",
-  a0: "u32",
-  a1: "u32",
-  a2: "u32",
-  b0: "u32",
-  b1: "u32",
-  b2: "u32",
-  tilesM: "u32",
-  tilesN: "u32",
-  splits: "u32",
-  chunkK: "u32",
-  partial: "u32",
-  workgroups: "u32",
-} satisfies Record<string, UniformType>;
+const letters = { f32: "f", f16: "h", bf16: "b" };
+const operandName = ({ dtype, transposed, vec }: MatmulOperand) => `${letters[dtype]}${transposed ? "t" : "n"}${vec}`;
+const partsName = ({ a, b, out, outVec, exactK }: MatmulParts) =>
+  `${operandName(a)}_${operandName(b)}_${letters[out]}${outVec}${exactK ? "_exact" : ""}`;
 
 /** WGSL type of a buffer whose loads bring `vec` elements. */
 function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
@@ -126,29 +93,43 @@ function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
   return vec === 1 ? "u32" : vec === 4 ? "vec2u" : "vec4u";
 }
 
-/** `load_x(i)`: elements i … i + 3; for vec 8 `load_x` makes eight of them. */
-function loader(x: string, { dtype, vec }: Pick<MatmulOperand, "dtype" | "vec">, stride = "1u"): string {
-  const pair = dtype === "f16"
+const uniforms: Record<string, UniformType> = Object.fromEntries(
+  ("m n k offset_a offset_b stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
+    "workgroups").split(" ").map((name) => [name, "u32"]),
+);
+
+const bindings = ({ a, b, out, outVec }: MatmulParts): KernelInterface => ({
+  reads: { a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
+  writes: { c: storage(out, outVec) },
+  uniforms,
+});
+
+/** `load_x(i)`: the vec4f of the elements i, i + stride, …; `load1_x(i)`: one element; `load8_x(i)`: eight, as low and high. */
+function loader(x: string, { dtype, vec }: MatmulOperand, stride = "1u"): string {
+  const pair = dtype === "f32"
+    ? ""
+    : dtype === "f16"
     ? `fn pair_${x}(w: u32) -> vec2f { return unpack2x16float(w); }`
     : `fn pair_${x}(w: u32) -> vec2f { return vec2f(bitcast<f32>(w << 16u), bitcast<f32>(w & 0xffff0000u)); }`;
-  if (dtype === "f32") {
-    return vec === 1
-      ? wgsl`fn load1_${x}(i: u32) -> f32 { return ${x}[i]; }
-fn load_${x}(i: u32) -> vec4f { return vec4f(${x}[i], ${x}[i + ${stride}], ${x}[i + 2u * ${stride}], ${x}[i + 3u * ${stride}]); }`
-      : wgsl`fn load_${x}(i: u32) -> vec4f { return ${x}[i >> 2u]; }`;
-  }
-  if (vec === 1) {
+  const four = (w: string, p: string, q: string) => `vec4f(pair_${x}(${w}.${p}), pair_${x}(${w}.${q}))`;
+  if (vec === 8) {
     return wgsl`${pair}
-fn load1_${x}(i: u32) -> f32 { let p = pair_${x}(${x}[i >> 1u]); return select(p.x, p.y, (i & 1u) == 1u); }
-fn load_${x}(i: u32) -> vec4f { return vec4f(load1_${x}(i), load1_${x}(i + ${stride}), load1_${x}(i + 2u * ${stride}), load1_${x}(i + 3u * ${stride})); }`;
+struct Eight_${x} { low: vec4f, high: vec4f }
+fn load8_${x}(i: u32) -> Eight_${x} { let w = ${x}[i >> 3u]; return Eight_${x}(${four("w", "x", "y")}, ${
+      four("w", "z", "w")
+    }); }`;
   }
   if (vec === 4) {
+    const value = dtype === "f32" ? "w" : four("w", "x", "y");
     return wgsl`${pair}
-fn load_${x}(i: u32) -> vec4f { let w = ${x}[i >> 2u]; return vec4f(pair_${x}(w.x), pair_${x}(w.y)); }`;
+fn load_${x}(i: u32) -> vec4f { let w = ${x}[i >> 2u]; return ${value}; }`;
   }
+  const one = dtype === "f32"
+    ? `return ${x}[i];`
+    : `let p = pair_${x}(${x}[i >> 1u]); return select(p.x, p.y, (i & 1u) == 1u);`;
   return wgsl`${pair}
-struct Eight_${x} { low: vec4f, high: vec4f }
-fn load8_${x}(i: u32) -> Eight_${x} { let w = ${x}[i >> 3u]; return Eight_${x}(vec4f(pair_${x}(w.x), pair_${x}(w.y)), vec4f(pair_${x}(w.z), pair_${x}(w.w))); }`;
+fn load1_${x}(i: u32) -> f32 { ${one} }
+fn load_${x}(i: u32) -> vec4f { return vec4f(${each(4, (j) => `load1_${x}(i + ${j}u * ${stride})`).join(", ")}); }`;
 }
 
 /** Two f32 → one u32 of 16-bit elements, rounded to the nearest, ties to even. */
@@ -176,380 +157,243 @@ if (n + 2u < u.n) { c[(start + n + 2u) >> 1u] = pack(v.zw); }`;
 fn store(start: u32, n: u32, v: vec4f) { ${body} }`;
 }
 
-/** The workgroup's tile, part of k and batch index, from one number, since a dispatch dimension ends at 65535. */
-const workgroupDecode = wgsl`
+/** The workgroup's tile, part of k and batch index, out of one number, since a dispatch dimension ends at 65535. */
+const main = (threads: number) =>
+  wgsl`@compute @workgroup_size(${threads})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
   let id = wid.y * 65535u + wid.x;
   if (id >= u.workgroups) { return; }
-  let tiles = u.tilesM * u.tilesN;
-  let tile = id % tiles;
-  let split = (id / tiles) % u.splits;
-  let z = id / tiles / u.splits;
+  let tiles = u.tilesM * u.tilesN; let tile = id % tiles; let split = id / tiles % u.splits; let z = id / tiles / u.splits;
   let z2 = z % u.batch2; let z1 = z / u.batch2 % u.batch1; let z0 = z / u.batch2 / u.batch1;
-  let baseA = u.offsetA + z0 * u.a0 + z1 * u.a1 + z2 * u.a2;
-  let baseB = u.offsetB + z0 * u.b0 + z1 * u.b1 + z2 * u.b2;
-  let baseC = split * u.partial + z * u.m * u.n;
-  let kBegin = split * u.chunkK;
-  let kEnd = min(u.k, kBegin + u.chunkK);`;
-
-/** One part of a product: what it reads and writes. */
-export interface MatmulParts {
-  readonly a: MatmulOperand;
-  readonly b: MatmulOperand;
-  readonly out: MatmulDType;
-  readonly outVec: 1 | 4;
-  /** k is a multiple of the tile's step: no masks. */
-  readonly exactK: boolean;
-}
-
-const letter = { f32: "f", f16: "h", bf16: "b" };
-const operandName = ({ dtype, transposed, vec }: MatmulOperand) => `${letter[dtype]}${transposed ? "t" : "n"}${vec}`;
-const partsName = ({ a, b, out, outVec, exactK }: MatmulParts) =>
-  `${operandName(a)}_${operandName(b)}_${letter[out]}${outVec}${exactK ? "_exact" : ""}`;
+  let base_a = u.offset_a + z0 * u.a0 + z1 * u.a1 + z2 * u.a2;
+  let base_b = u.offset_b + z0 * u.b0 + z1 * u.b1 + z2 * u.b2;
+  let base_c = split * u.partial + z * u.m * u.n;
+  let begin = split * u.chunk; let end = min(u.k, begin + u.chunk);`;
 
 /** Bytes of workgroup memory of a tile. */
-export function tileMemory({ bm, bn, bk, stages }: MatmulTile): number {
-  return stages * 16 * (bm + bn) * (bk / 4 + 1);
+export function tileMemory({ bm, bn, bk }: Pick<MatmulTile, "bm" | "bn" | "bk">): number {
+  return 4 * bk * (bm + bn);
 }
 
 /** The tiled kernel. */
 export function matmulTile(tile: MatmulTile, parts: MatmulParts): Kernel {
-  const { bm, bn, bk, tm, tn, stages, prefetch, raster, warp } = tile;
-  const { a, b, out, outVec, exactK } = parts;
-  const tx = bn / tn, ty = bm / tm, threads = tx * ty, k4 = bk / 4;
-  const wx = Math.min(warp, tx), wy = Math.max(1, Math.min(32 / wx, ty));
+  const { bm, bn, bk, tm, tn } = tile;
+  const name = `matmul_${bm}x${bn}x${bk}_${tm}x${tn}_${partsName(parts)}`;
+  return kernel(name, bindings(parts), () => tileBody(tile, parts));
+}
+
+function tileBody({ bm, bn, bk, tm, tn }: MatmulTile, { a, b, out, outVec, exactK }: MatmulParts): string {
+  const tx = bn / tn, ty = bm / tm, threads = tx * ty;
+  // What holds for A along m holds for B along n.
   const sides = [
-    {
-      x: "a",
-      v: a,
-      alongK: !a.transposed,
-      extent: bm,
-      lanes: ty,
-      per: tm,
-      first: "row0",
-      size: "u.m",
-      base: "baseA",
-      ld: "u.strideA",
-    },
-    {
-      x: "b",
-      v: b,
-      alongK: b.transposed,
-      extent: bn,
-      lanes: tx,
-      per: tn,
-      first: "col0",
-      size: "u.n",
-      base: "baseB",
-      ld: "u.strideB",
-    },
+    { x: "a", alongK: !a.transposed, extent: bm, lanes: ty, quads: tm / 4, loads: bm * bk / 4 / threads },
+    { x: "b", alongK: b.transposed, extent: bn, lanes: tx, quads: tn / 4, loads: bn * bk / 4 / threads },
   ];
-  const name = `matmul_${bm}x${bn}x${bk}_${tm}x${tn}_s${stages}${prefetch ? "p" : ""}_r${raster}_w${warp}_${
-    partsName(parts)
-  }`;
-  return kernel(name, {
-    reads: { a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
-    writes: { c: storage(out, outVec) },
-    uniforms,
-  }, () => {
-    const loads = (s: typeof sides[number]) => s.extent * bk / 4 / threads;
-    const buf = (i: string) => stages === 2 ? `[${i}]` : "";
-    const place = (s: typeof sides[number]) =>
-      wgsl`${
-        each(loads(s), (p) => {
-          const q = `(li + ${p * threads}u)`;
-          if (!s.alongK) {
-            const row = s.extent / 4;
-            return `let k_${s.x}${p} = ${q} / ${row}u;
-  let g_${s.x}${p} = ${s.base} + k_${s.x}${p} * ${s.ld} + min(${s.first} + ${q} % ${row}u * 4u, (${s.size} - 1u) & ~3u);
-  let i_${s.x}${p} = k_${s.x}${p}; let j_${s.x}${p} = ${q} % ${row}u / ${s.lanes}u; let h_${s.x}${p} = ${q} % ${row}u % ${s.lanes}u;`;
-          }
-          const r = `(${q} / ${k4}u)`;
-          const [i, j] = s.x === "a"
-            ? [`${r} / ${s.lanes}u`, `${r} % ${s.lanes}u`]
-            : [`${r} / ${4 * s.lanes}u * 4u + ${r} % 4u`, `${r} / 4u % ${s.lanes}u`];
-          return `let k_${s.x}${p} = ${q} % ${k4}u * 4u;
-  let g_${s.x}${p} = ${s.base} + min(${s.first} + ${r}, ${s.size} - 1u) * ${s.ld} + k_${s.x}${p};
-  let i_${s.x}${p} = ${i}; let j_${s.x}${p} = ${j}; let h_${s.x}${p} = ${q} % ${k4}u;`;
-        })
-      }`;
-    const load = (at: string, declare: boolean) =>
-      wgsl`${
-        sides.flatMap((s) =>
-          each(loads(s), (p) => {
-            const value = `load_${s.x}(g_${s.x}${p} + ${s.alongK ? at : `${at} * ${s.ld}`})`;
-            const masked = exactK
-              ? value
-              : s.alongK
-              ? `select(vec4f(), ${value}, vec4u(0u, 1u, 2u, 3u) + (${at} + k_${s.x}${p}) < vec4u(u.k))`
-              : `select(vec4f(), ${value}, ${at} + k_${s.x}${p} < u.k)`;
-            return `    ${declare ? "var " : ""}v_${s.x}${p} = ${masked};`;
-          })
-        )
-      }`;
-    const save = (to: string) =>
-      wgsl`${
-        sides.flatMap((s) =>
-          each(loads(s), (p) => `    s_${s.x}${buf(to)}[i_${s.x}${p}][j_${s.x}${p}][h_${s.x}${p}] = v_${s.x}${p};`)
-        )
-      }`;
-    const compute = (from: string) =>
-      wgsl`${
-        each(k4, (q) => {
-          const [va, vb] = sides.map((s) =>
-            s.alongK ? wgsl`${each(s.per, (i) => `let ${s.x}${i} = s_${s.x}${buf(from)}[${i}][l_${s.x}][${q}];`)}` : ""
-          );
-          return wgsl`{ ${va} ${vb}
-${
-            each(4, (c) => {
-              const comp = "xyzw"[c];
-              const [ha, hb] = sides.map((s) =>
-                s.alongK
-                  ? ""
-                  : wgsl`${
-                    each(s.per / 4, (h) => `let ${s.x}${h} = s_${s.x}${buf(from)}[${q * 4 + c}][${h}][l_${s.x}];`)
-                  }`
-              );
-              const va = (i: number) => sides[0].alongK ? `a${i}.${comp}` : `a${i >> 2}.${"xyzw"[i & 3]}`;
-              const vb = (h: number) =>
-                sides[1].alongK ? `vec4f(${each(4, (j) => `b${4 * h + j}.${comp}`).join(", ")})` : `b${h}`;
-              return wgsl`{ ${ha} ${hb}
-${
-                each(tn / 4, (h) => `let w${h} = ${vb(h)};`)
-              }
-${
-                each(tm, (i) =>
-                  each(tn / 4, (h) => `c${i}_${h} = fma(vec4f(${va(i)}), w${h}, c${i}_${h});`).join(" "))
-              } }`;
-            })
-          } }`;
-        })
-      }`;
-    const memory = sides.map((s) => {
-      const inner = s.alongK
-        ? `array<array<array<vec4f, ${k4 + 1 - k4 % 2}>, ${s.lanes}>, ${s.per}>`
-        : `array<array<array<vec4f, ${s.lanes}>, ${s.per / 4}>, ${bk}>`;
-      return `var<workgroup> s_${s.x}: ${stages === 2 ? `array<${inner}, 2>` : inner};`;
+  const every = (f: (side: typeof sides[number], id: string, p: number) => string) =>
+    sides.flatMap((side) => each(side.loads, (p) => f(side, `${side.x}${p}`, p)));
+
+  // Where a thread's loads start (g) and where they land (k, quad, lane, and the row r within four).
+  const places = every(({ x, alongK, extent, lanes }, id, p) => {
+    const q = `(li + ${p * threads}u)`;
+    return alongK
+      ? wgsl`  let k_${id} = ${q} % ${bk / 4}u * 4u; let r_${id} = ${q} / ${bk / 4}u;
+  let g_${id} = base_${x} + min(first_${x} + r_${id}, size_${x} - 1u) * u.stride_${x} + k_${id};
+  let quad_${id} = r_${id} / ${4 * lanes}u; let lane_${id} = (r_${id} / 4u % ${lanes}u) ^ (k_${id} / ${bk / 8}u);`
+      : wgsl`  let k_${id} = ${q} / ${extent / 4}u; let r_${id} = ${q} % ${extent / 4}u;
+  let g_${id} = base_${x} + k_${id} * u.stride_${x} + min(first_${x} + r_${id} * 4u, (size_${x} - 1u) & ~3u);
+  let quad_${id} = r_${id} / ${lanes}u; let lane_${id} = r_${id} % ${lanes}u;`;
+  });
+  const load = (at: string) =>
+    every(({ x, alongK }, id) => {
+      const value = `load_${x}(g_${id} + ${alongK ? at : `${at} * u.stride_${x}`})`;
+      if (exactK) return `    v_${id} = ${value};`;
+      return alongK
+        ? `    v_${id} = select(vec4f(), ${value}, vec4u(0u, 1u, 2u, 3u) + (${at} + k_${id}) < vec4u(u.k));`
+        : `    v_${id} = select(vec4f(), ${value}, ${at} + k_${id} < u.k);`;
     });
-    const loop = stages === 2
-      ? wgsl`${load("kBegin", true)}
-${save("0")}
-  workgroupBarrier();
-  var stage = 0u;
-  for (var k = kBegin; k < kEnd; k += ${bk}u) {
-${load(`(k + ${bk}u)`, false)}
-    ${compute("stage")}
-    stage = 1u - stage;
-${save("stage")}
-    workgroupBarrier();
-  }`
-      : prefetch
-      ? wgsl`${load("kBegin", true)}
-  for (var k = kBegin; k < kEnd; k += ${bk}u) {
-${save("")}
-    workgroupBarrier();
-${load(`(k + ${bk}u)`, false)}
-    ${compute("")}
-    workgroupBarrier();
-  }`
-      : wgsl`
-  for (var k = kBegin; k < kEnd; k += ${bk}u) {
-${load("k", true)}
-${save("")}
-    workgroupBarrier();
-    ${compute("")}
-    workgroupBarrier();
-  }`;
-    const rowOf = (i: number) =>
-      sides[0].alongK ? `row0 + l_a + ${i * ty}u` : `row0 + ${(i >> 2) * 4 * ty + (i & 3)}u + 4u * l_a`;
-    return wgsl`${loader("a", a)}
+  const save = every(({ x, alongK }, id) =>
+    alongK
+      ? each(4, (c) => `    s_${x}[k_${id} + ${c}u][quad_${id}][lane_${id}][r_${id} & 3u] = v_${id}[${c}];`).join("\n")
+      : `    s_${x}[k_${id}][quad_${id}][lane_${id}] = v_${id};`
+  );
+  const multiply = each(bk, (k) => {
+    const fragments = sides.flatMap(({ x, alongK, quads }) => {
+      const lane = alongK ? `(l_${x} ^ ${Math.floor(k / 4) * 32 / bk}u)` : `l_${x}`;
+      return each(quads, (q) => `let ${x}${q} = s_${x}[${k}][${q}][${lane}];`);
+    });
+    const sums = each(
+      tm,
+      (i) => each(tn / 4, (j) => `c${i}_${j} = fma(vec4f(a${i >> 2}[${i & 3}]), b${j}, c${i}_${j});`).join(" "),
+    );
+    return wgsl`    { ${fragments.join(" ")}\n${sums} }`;
+  });
+
+  return wgsl`${loader("a", a)}
 ${loader("b", b)}
 ${storer(out, outVec)}
-${memory}
-@compute @workgroup_size(${threads})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {${workgroupDecode}
-  let first = tile / (${raster}u * u.tilesN) * ${raster}u;
-  let high = min(u.tilesM - first, ${raster}u);
-  let within = tile % (${raster}u * u.tilesN);
-  let row0 = (first + within % high) * ${bm}u;
-  let col0 = within / high * ${bn}u;
-  let l_b = li % ${wx}u + li / ${wx * wy}u % ${tx / wx}u * ${wx}u;
-  let l_a = li / ${wx}u % ${wy}u + li / ${wy * tx}u * ${wy}u;
-  ${sides.map(place)}
-  ${each(tm, (i) => each(tn / 4, (h) => `var c${i}_${h} = vec4f();`).join(" "))}
-  ${loop}
-  ${
-      each(tm, (i) =>
-        wgsl`{ let row = ${rowOf(i)};
-    if (row < u.m) { let start = baseC + row * u.n;
-    ${each(tn / 4, (h) => `store(start, col0 + ${h * 4 * tx}u + 4u * l_b, c${i}_${h});`)} } }`)
-    }
-}`;
-  });
-}
-
-/** The side of a matrix-vector product that holds the vectors; the other holds the matrix. */
-type VectorSide = "a" | "b";
-
-/** Names, on the side of the vectors and of the matrix. */
-function vectorNames(x: VectorSide) {
-  return x === "a"
-    ? { x: "a", w: "b", baseX: "baseA", baseW: "baseB", strideX: "u.strideA", strideW: "u.strideB" }
-    : { x: "b", w: "a", baseX: "baseB", baseW: "baseA", strideX: "u.strideB", strideW: "u.strideA" };
-}
-
-/** Matrix adjacent along k: rows of dot products. */
-export function matmulRows(choice: MatmulRows, parts: MatmulParts, side: VectorSide): Kernel {
-  const { m, lanes, groups, rows, unroll } = choice;
-  const { a, b, out, outVec } = parts;
-  const [xs, ws] = side === "a" ? [a, b] : [b, a];
-  const threads = lanes * groups, perGroup = groups * rows;
-  const width = ws.vec === 8 ? 8 : 4, halves = width / 4;
-  const { x, w, baseX, baseW, strideX, strideW } = vectorNames(side);
-  // A vector's elements are adjacent along k when a is not transposed or b is.
-  const adjacent = side === "a" ? !a.transposed : b.transposed;
-  const name = `matmul_rows_m${m}_l${lanes}_g${groups}_r${rows}_u${unroll}_${side}_${partsName(parts)}`;
-  return kernel(name, {
-    reads: { a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
-    writes: { c: storage(out, outVec) },
-    uniforms,
-  }, () => {
-    const fetch = (v: string, operand: MatmulOperand, to: string, at: string, step: string) =>
-      operand.vec === 8
-        ? `let ${to} = load8_${v}(${at}); let ${to}_0 = ${to}.low; let ${to}_1 = ${to}.high;`
-        : each(halves, (h) => `let ${to}_${h} = load_${v}(${at}${h === 0 ? "" : ` + ${4 * h}u * ${step}`});`).join(" ");
-    const step = (u: number, masked: boolean) => {
-      const at = `k${u}`;
-      const mask = (v: string, h: number) =>
-        masked
-          ? `select(vec4f(), ${v}_${h}, vec4u(${at} + ${4 * h}u) + vec4u(0u, 1u, 2u, 3u) < vec4u(kEnd))`
-          : `${v}_${h}`;
-      return wgsl`{ ${
-        each(m, (i) =>
-          `${
-            fetch(
-              x,
-              xs,
-              `x${i}`,
-              adjacent ? `at_x${i} + ${at}` : `at_x${i} + ${at} * ${strideX}`,
-              adjacent ? "1u" : strideX,
-            )
-          } ${each(halves, (h) => `let xm${i}_${h} = ${mask(`x${i}`, h)};`).join(" ")}`)
-      }
+${sides.map(({ x, quads, lanes }) => `var<workgroup> s_${x}: array<array<array<vec4f, ${lanes}>, ${quads}>, ${bk}>;`)}
+${main(threads)}
+  // Eight rows of tiles at a time, so that neighbours in time share their operands in the cache.
+  let band = tile / (8u * u.tilesN) * 8u; let high = min(u.tilesM - band, 8u); let within = tile % (8u * u.tilesN);
+  let first_a = (band + within % high) * ${bm}u; let first_b = within / high * ${bn}u;
+  let size_a = u.m; let size_b = u.n;
+  // 32 neighbouring threads make a block of 8 by 4, which needs the fewest words of workgroup memory.
+  let l_b = li % 8u + li / 32u % ${tx / 8}u * 8u; let l_a = li / 8u % 4u + li / ${4 * tx}u * 4u;
+${places}
+${each(tm, (i) => each(tn / 4, (j) => `var c${i}_${j} = vec4f();`).join(" "))}
+${every((_, id) => `var v_${id} = vec4f();`)}
+${load("begin")}
+  for (var k = begin; k < end; k += ${bk}u) {
+${save}
+    workgroupBarrier();
+${load(`(k + ${bk}u)`)}
+${multiply}
+    workgroupBarrier();
+  }
 ${
-        each(rows, (r) =>
-          each(halves, (h) =>
-            `{ let wm = ${mask(`w${u}_${r}`, h)}; ${
-              each(m, (i) =>
-                `s${r}_${i} += dot(wm, xm${i}_${h});`).join(" ")
-            } }`).join(" "))
-      } }`;
-    };
-    const chunk = (us: number, masked: boolean) =>
-      wgsl`${
-        each(us, (u) =>
-          `let k${u} = k + ${u * lanes * width}u; ${
-            each(rows, (r) =>
-              fetch(w, ws, `w${u}_${r}`, `at_w${r} + k${u}`, "1u")).join(" ")
-          }`)
-      }
-${each(us, (u) => step(u, masked))}`;
-    return wgsl`${loader(x, xs, adjacent ? "1u" : strideX)}
-${loader(w, ws)}
-${storer(out, outVec)}
-var<workgroup> part: array<array<array<f32, ${lanes + 1}>, ${groups}>, ${rows}>;
-var<workgroup> sums: array<vec4f, ${Math.ceil(perGroup / 4)}>;
-@compute @workgroup_size(${threads})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {${workgroupDecode}
-  let lane = li % ${lanes}u; let group = li / ${lanes}u;
-  let row0 = tile * ${perGroup}u;
-  ${each(rows, (r) => `let at_w${r} = ${baseW} + min(row0 + group * ${rows}u + ${r}u, u.n - 1u) * ${strideW};`)}
-  ${
-      each(m, (i) =>
-        `let at_x${i} = ${baseX} + ${adjacent ? `min(${i}u, u.m - 1u) * ${strideX}` : `min(${i}u, u.m - 1u)`};`)
+    each(tm, (i) =>
+      wgsl`  { let row = first_a + ${(i >> 2) * 4 * ty + (i & 3)}u + 4u * l_a;
+  if (row < u.m) { let start = base_c + row * u.n; ${
+        each(tn / 4, (j) => `store(start, first_b + ${j * 4 * tx}u + 4u * l_b, c${i}_${j});`).join(" ")
+      } } }`)
+  }
+}`;
+}
+
+/** The operand that holds the vectors; the other is the matrix. */
+export type MatmulSide = "a" | "b";
+
+/** What the streaming kernels share: names by role, and where vector i starts and how it steps along k. */
+function roles({ kind, m, lanes, groups, rows, unroll }: MatmulStream, parts: MatmulParts, x: MatmulSide) {
+  const w = x === "a" ? "b" : "a";
+  const vectors = parts[x], matrix = parts[w];
+  const adjacent = vectors.transposed === (x === "b");
+  return {
+    ...{ w, vectors, matrix, halves: matrix.vec === 8 ? 2 : 1, width: matrix.vec === 8 ? 8 : 4 },
+    name: `matmul_${kind}_m${m}_${lanes}x${groups}x${rows}_u${unroll}_${x}_${partsName(parts)}`,
+    stepX: adjacent ? "1u" : `u.stride_${x}`,
+    starts: each(m, (i) => `  let x${i} = base_${x} + min(${i}u, u.m - 1u)${adjacent ? ` * u.stride_${x}` : ""};`),
+  };
+}
+
+/** A matrix adjacent along k: lanes share the dot products of a row of it with every vector. */
+export function matmulRows(choice: MatmulStream, parts: MatmulParts, x: MatmulSide): Kernel {
+  const { m, lanes, groups, rows, unroll } = choice;
+  const { w, vectors, matrix, halves, width, name, stepX, starts } = roles(choice, parts, x);
+  const perWorkgroup = groups * rows;
+  const every = (f: (r: number, i: number) => string) => each(rows, (r) => each(m, (i) => f(r, i)).join(" "));
+  // vec4f `to`_0, and `to`_1 where a step takes eight elements.
+  const fetch = (to: string, from: string, v: MatmulOperand, at: string, step: string) =>
+    v.vec === 8
+      ? `let ${to} = load8_${from}(${at}); let ${to}_0 = ${to}.low; let ${to}_1 = ${to}.high;`
+      : each(halves, (h) => `let ${to}_${h} = load_${from}(${at} + ${4 * h}u * ${step});`).join(" ");
+  const steps = (n: number, masked: boolean) => {
+    const value = (id: string, u: number, h: number) =>
+      masked ? `select(vec4f(), ${id}_${h}, vec4u(0u, 1u, 2u, 3u) + (k${u} + ${4 * h}u) < vec4u(end))` : `${id}_${h}`;
+    return wgsl`${
+      each(n, (u) =>
+        wgsl`    let k${u} = k + ${u * lanes * width}u;
+${each(rows, (r) => `    ${fetch(`w${u}_${r}`, w, matrix, `w${r} + k${u}`, "1u")}`)}`)
     }
-  ${each(rows, (r) => each(m, (i) => `var s${r}_${i} = 0.0;`).join(" "))}
-  var k = kBegin + lane * ${width}u;
-  for (; k + ${(unroll - 1) * lanes * width + width - 1}u < kEnd; k += ${unroll * lanes * width}u) {
-${chunk(unroll, false)}
+${
+      each(n, (u) =>
+        wgsl`    {
+${each(m, (i) => `    ${fetch(`v${i}`, x, vectors, `x${i} + k${u} * ${stepX}`, stepX)}`)}
+${
+          each(halves, (h) =>
+            wgsl`${each(m, (i) => `    let p${i}_${h} = ${value(`v${i}`, u, h)};`)}
+${each(rows, (r) => `    let q${r}_${h} = ${value(`w${u}_${r}`, u, h)};`)}
+    ${every((r, i) => `s${r}_${i} += dot(q${r}_${h}, p${i}_${h});`)}`)
+        }
+    }`)
+    }`;
+  };
+  return kernel(name, bindings(parts), () =>
+    wgsl`${loader(x, vectors, stepX)}
+${loader(w, matrix)}
+${storer(parts.out, parts.outVec)}
+var<workgroup> part: array<array<array<f32, ${lanes + 1}>, ${groups}>, ${rows}>;
+var<workgroup> sums: array<vec4f, ${perWorkgroup / 4}>;
+${main(lanes * groups)}
+  let lane = li % ${lanes}u; let group = li / ${lanes}u; let row = tile * ${perWorkgroup}u;
+${each(rows, (r) => `  let w${r} = base_${w} + min(row + group * ${rows}u + ${r}u, u.n - 1u) * u.stride_${w};`)}
+${starts}
+  ${every((r, i) => `var s${r}_${i} = 0.0;`)}
+  var k = begin + lane * ${width}u;
+  for (; k + ${(unroll - 1) * lanes * width + width - 1}u < end; k += ${unroll * lanes * width}u) {
+${steps(unroll, false)}
   }
-  for (; k < kEnd; k += ${lanes * width}u) {
-${chunk(1, true)}
+  for (; k < end; k += ${lanes * width}u) {
+${steps(1, true)}
   }
-  ${
+${
       each(m, (i) =>
-        wgsl`${i === 0 ? "" : "workgroupBarrier();"}
-  ${each(rows, (r) => `part[${r}][group][lane] = s${r}_${i};`)}
+        wgsl`  ${each(rows, (r) => `part[${r}][group][lane] = s${r}_${i};`)}
   workgroupBarrier();
-  if (li < ${perGroup}u) {
+  if (li < ${perWorkgroup}u) {
     let r = li % ${rows}u; let g = li / ${rows}u;
     sums[li / 4u][li % 4u] = ${each(lanes, (l) => `part[r][g][${l}]`).join(" + ")};
   }
   workgroupBarrier();
-  if (li < ${Math.ceil(perGroup / 4)}u && ${i}u < u.m) { store(baseC + ${i}u * u.n, row0 + li * 4u, sums[li]); }`)
+  if (li < ${perWorkgroup / 4}u && ${i}u < u.m) { store(base_c + ${i}u * u.n, row + li * 4u, sums[li]); }`)
     }
-}`;
-  });
+}`);
 }
 
-/** Matrix adjacent along n: columns, four to a lane. */
-export function matmulColumns(choice: MatmulColumns, parts: MatmulParts, side: VectorSide): Kernel {
+/** A matrix adjacent along n: a lane has four columns, or eight where one load brings them; groups of lanes share k. */
+export function matmulColumns(choice: MatmulStream, parts: MatmulParts, x: MatmulSide): Kernel {
   const { m, lanes, groups, unroll } = choice;
-  const { a, b, out, outVec } = parts;
-  const [xs, ws] = side === "a" ? [a, b] : [b, a];
-  const { x, w, baseX, baseW, strideX, strideW } = vectorNames(side);
-  const adjacent = side === "a" ? !a.transposed : b.transposed;
-  const name = `matmul_columns_m${m}_l${lanes}_g${groups}_u${unroll}_${side}_${partsName(parts)}`;
-  return kernel(name, {
-    reads: { a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
-    writes: { c: storage(out, outVec) },
-    uniforms,
-  }, () => {
-    const chunk = (us: number) =>
-      wgsl`${each(us, (u) => `let k${u} = k + ${u * groups}u; let w${u} = load_${w}(at_w + k${u} * ${strideW});`)}
-${
-        each(us, (u) =>
-          each(m, (i) =>
-            `s${i} = fma(vec4f(load1_${x}(at_x${i} + k${u}${adjacent ? "" : ` * ${strideX}`})), w${u}, s${i});`).join(
-              " ",
-            ))
-      }`;
-    return wgsl`${loader(x, xs)}
-${loader(w, ws)}
-${storer(out, outVec)}
-var<workgroup> part: array<array<vec4f, ${lanes}>, ${groups}>;
-@compute @workgroup_size(${lanes * groups})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {${workgroupDecode}
-  let lane = li % ${lanes}u; let group = li / ${lanes}u;
-  let col = (tile * ${lanes}u + lane) * 4u;
-  let at_w = ${baseW} + min(col, (u.n - 1u) & ~3u);
-  ${
-      each(m, (i) =>
-        `let at_x${i} = ${baseX} + ${adjacent ? `min(${i}u, u.m - 1u) * ${strideX}` : `min(${i}u, u.m - 1u)`};`)
+  const { w, vectors, matrix, halves, width, name, stepX, starts } = roles(choice, parts, x);
+  const halfOf = (id: string, h: number) => halves === 1 ? id : `${id}.${["low", "high"][h]}`;
+  const every = (f: (i: number, h: number) => string) => each(m, (i) => each(halves, (h) => f(i, h)).join("\n"));
+  const steps = (n: number) =>
+    wgsl`${
+      each(n, (u) =>
+        `    let k${u} = k + ${u * groups}u; let q${u} = load${
+          halves === 2 ? "8" : ""
+        }_${w}(w0 + k${u} * u.stride_${w});`)
     }
-  ${each(m, (i) => `var s${i} = vec4f();`)}
-  var k = kBegin + group;
-  for (; k + ${(unroll - 1) * groups}u < kEnd; k += ${unroll * groups}u) {
-${chunk(unroll)}
+${
+      each(n, (u) =>
+        wgsl`    {
+${each(m, (i) => `    let p${i} = vec4f(load1_${x}(x${i} + k${u} * ${stepX}));`)}
+${every((i, h) => `    s${i}_${h} = fma(p${i}, ${halfOf(`q${u}`, h)}, s${i}_${h});`)}
+    }`)
+    }`;
+  return kernel(name, bindings(parts), () =>
+    wgsl`${loader(x, vectors)}
+${loader(w, matrix)}
+${storer(parts.out, parts.outVec)}
+var<workgroup> part: array<array<vec4f, ${lanes}>, ${groups}>;
+${main(lanes * groups)}
+  let lane = li % ${lanes}u; let group = li / ${lanes}u;
+  let col = (tile * ${lanes}u + lane) * ${width}u;
+  let w0 = base_${w} + min(col, (u.n - 1u) & ~${width - 1}u);
+${starts}
+${every((i, h) => `  var s${i}_${h} = vec4f();`)}
+  var k = begin + group;
+  for (; k + ${(unroll - 1) * groups}u < end; k += ${unroll * groups}u) {
+${steps(unroll)}
   }
-  for (; k < kEnd; k += ${groups}u) {
-${chunk(1)}
+  for (; k < end; k += ${groups}u) {
+${steps(1)}
   }
-  ${
-      each(m, (i) =>
-        wgsl`${i === 0 ? "" : "workgroupBarrier();"}
-  part[group][lane] = s${i};
+${
+      every((i, h) =>
+        wgsl`  part[group][lane] = s${i}_${h};
   workgroupBarrier();
   if (group == 0u && ${i}u < u.m) {
-    store(baseC + ${i}u * u.n, col, ${each(groups, (g) => `part[${g}][lane]`).join(" + ")});
-  }`)
+    store(base_c + ${i}u * u.n, col + ${4 * h}u, ${each(groups, (g) => `part[${g}][lane]`).join(" + ")});
+  }
+  workgroupBarrier();`
+      )
     }
-}`;
-  });
+}`);
 }
 
 /** Adds the partial products of a split k, first to last. */
 export function matmulSum(out: MatmulDType): Kernel {
-  return kernel(`matmul_sum_${letter[out]}`, {
+  return kernel(`matmul_sum_${letters[out]}`, {
     reads: { partials: "vec4f" },
     writes: { c: storage(out, 4) },
     uniforms: { count: "u32", splits: "u32" },
@@ -563,157 +407,4 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   for (var s = 1u; s < u.splits; s++) { sum += partials[s * u.count + i]; }
   c[i] = ${out === "f32" ? "sum" : "vec2u(pack(sum.xy), pack(sum.zw))"};
 }`);
-}
-
-/** Workgroups in a line, folded at the limit of a dispatch dimension. */
-function line(count: number): [number, number, number] {
-  return count <= 65535 ? [count, 1, 1] : [65535, Math.ceil(count / 65535), 1];
-}
-
-const multiple = (values: readonly number[], of: number) => values.every((v) => v % of === 0);
-
-/** draft pick */
-export function pickMatmul(_c: MatmulCapabilities, p: Pick<MatmulProblem, "m" | "n" | "k">): MatmulChoice {
-  const t = {
-    kind: "tile",
-    bm: 64,
-    bn: 64,
-    bk: 16,
-    tm: 4,
-    tn: 4,
-    stages: 1,
-    prefetch: true,
-    raster: 8,
-    warp: 8,
-    splits: 1,
-  } as const;
-  return p.m >= 128 && p.n >= 128 ? { ...t, bm: 128, bn: 128, tm: 8, tn: 8 } : t;
-}
-
-/** A view [rows, cols] of which a vector is called adjacent along k, and a stride that nothing follows is 0, so that it aligns. */
-function settle(
-  v: MatmulView,
-  rows: number,
-  cols: number,
-  side: VectorSide,
-  batchStrides: readonly number[],
-): MatmulView {
-  const alongK = v.transposed === (side === "b");
-  if ((side === "a" ? rows : cols) === 1 && !alongK && v.stride === 1) {
-    return { ...v, transposed: !v.transposed, stride: 0, batchStrides };
-  }
-  return { ...v, stride: (v.transposed ? cols : rows) === 1 ? 0 : v.stride, batchStrides };
-}
-
-/** Batch dimensions of size 1 dropped, neighbours that step as one merged, and a batch that only continues A's rows made rows. */
-function collapse(p: MatmulProblem): MatmulProblem {
-  const dims: { n: number; a: number; b: number }[] = [];
-  p.batch.forEach((n, i) => {
-    if (n === 1) return;
-    const [a, b] = [p.a.batchStrides[i], p.b.batchStrides[i]];
-    const last = dims.at(-1);
-    if (last !== undefined && last.a === a * n && last.b === b * n) dims[dims.length - 1] = { n: last.n * n, a, b };
-    else dims.push({ n, a, b });
-  });
-  let m = p.m;
-  const last = dims.at(-1);
-  if (last !== undefined && last.b === 0 && !p.a.transposed && last.a === (m === 1 ? last.a : m * p.a.stride)) {
-    m *= last.n;
-    dims.pop();
-    if (p.m === 1) p = { ...p, a: { ...p.a, stride: last.a } };
-  }
-  return {
-    ...p,
-    m,
-    batch: dims.map((d) => d.n),
-    a: settle(p.a, m, p.k, "a", dims.map((d) => d.a)),
-    b: settle(p.b, p.k, p.n, "b", dims.map((d) => d.b)),
-  };
-}
-
-/** Plans. */
-export function planMatmul(
-  capabilities: MatmulCapabilities,
-  problem: MatmulProblem,
-  pick: (capabilities: MatmulCapabilities, problem: MatmulProblem) => MatmulChoice = pickMatmul,
-): MatmulPlan {
-  const p = collapse(problem);
-  const { m, n, k } = p;
-  const choice = pick(capabilities, p);
-  const { splits } = choice;
-  const batches = p.batch.reduce((x, y) => x * y, 1);
-  // A column of results is a row of results with the operands in each other's place.
-  const side: VectorSide = choice.kind !== "tile" && n === 1 && m !== 1 ? "b" : "a";
-  const [rows, cols] = side === "b" ? [n, m] : [m, n];
-  const vec = (v: MatmulView, vector: boolean): 1 | 4 | 8 => {
-    const steps = [v.offset, v.stride, ...v.batchStrides];
-    if (choice.kind === "columns" && vector) return 1;
-    if (choice.kind === "rows") {
-      const adjacent = vector ? (side === "a" ? !v.transposed : v.transposed) : true;
-      if (!adjacent) return 1;
-      if (v.dtype !== "f32" && multiple(steps, 8) && (!vector || wide)) return 8;
-    }
-    return multiple(steps, 4) ? 4 : 1;
-  };
-  const matrix = side === "a" ? p.b : p.a;
-  const wide = choice.kind === "rows" && matrix.dtype !== "f32" &&
-    multiple([matrix.offset, matrix.stride, ...matrix.batchStrides], 8);
-  const out = splits > 1 ? "f32" : p.out;
-  const parts: MatmulParts = {
-    a: { dtype: p.a.dtype, transposed: p.a.transposed, vec: vec(p.a, side === "a") },
-    b: { dtype: p.b.dtype, transposed: p.b.transposed, vec: vec(p.b, side === "b") },
-    out,
-    outVec: cols % 4 === 0 ? 4 : 1,
-    exactK: choice.kind === "tile" && k % choice.bk === 0,
-  };
-  const step = choice.kind === "tile" ? choice.bk : 8;
-  const chunkK = Math.max(step, Math.ceil(Math.ceil(k / splits) / step) * step);
-  const [kern, tilesM, tilesN] = choice.kind === "tile"
-    ? [matmulTile(choice, parts), Math.ceil(rows / choice.bm), Math.ceil(cols / choice.bn)]
-    : choice.kind === "rows"
-    ? [matmulRows(choice, parts, side), 1, Math.ceil(cols / (choice.groups * choice.rows))]
-    : [matmulColumns(choice, parts, side), 1, Math.ceil(cols / (4 * choice.lanes))];
-  const workgroups = tilesM * tilesN * splits * batches;
-  const [n0, n1, n2] = [...Array(3 - p.batch.length).fill(1), ...p.batch];
-  const strides = (v: MatmulView) => [...Array(3 - p.batch.length).fill(0), ...v.batchStrides];
-  const [a0, a1, a2] = strides(p.a), [b0, b1, b2] = strides(p.b);
-  void n0;
-  const partial = Math.ceil(batches * m * n / 4) * 4;
-  return {
-    choice,
-    kernel: kern,
-    workgroups: line(workgroups),
-    uniforms: {
-      m: rows,
-      n: cols,
-      k,
-      offsetA: p.a.offset,
-      offsetB: p.b.offset,
-      strideA: p.a.stride,
-      strideB: p.b.stride,
-      batch1: n1,
-      batch2: n2,
-      a0,
-      a1,
-      a2,
-      b0,
-      b1,
-      b2,
-      tilesM,
-      tilesN,
-      splits,
-      chunkK,
-      partial,
-      workgroups,
-    },
-    splits,
-    scratchBytes: splits > 1 ? partial * splits * 4 : 0,
-    sum: splits > 1
-      ? {
-        kernel: matmulSum(p.out),
-        workgroups: line(Math.ceil(partial / 4 / 256)),
-        uniforms: { count: partial / 4, splits },
-      }
-      : undefined,
-  };
 }
