@@ -44,7 +44,7 @@ export type { AttentionOptions } from "./tensor/attention_options.ts";
 export { cuSeqlensFromMask, cuSeqlensFromPositionIds, padInput, unpadInput } from "./tensor/attention_packing.ts";
 export type { Packing, Unpadded } from "./tensor/attention_packing.ts";
 export { getBackend, memory, resetPeak, setBackend } from "./tensor/backend.ts";
-export type { Backend, Capabilities, MemoryInfo } from "./tensor/backend.ts";
+export type { Backend, Capabilities, Launch, LaunchLog, MemoryInfo } from "./tensor/backend.ts";
 export { cpu } from "./tensor/cpu.ts";
 export { arange, fromBytes, full, ones, tensor, zeros } from "./tensor/create.ts";
 export type { CreateOptions, HostValues } from "./tensor/create.ts";
@@ -110,6 +110,8 @@ export {
 } from "./tensor/movement.ts";
 export { layerNorm, logSoftmax, rmsNorm, softmax } from "./tensor/norm.ts";
 export type { ResidualNorm, RmsNormOptions } from "./tensor/norm.ts";
+export { measure, profile } from "./tensor/profile.ts";
+export type { KernelTime, Measurement, Profile } from "./tensor/profile.ts";
 export { bernoulli, dropout, foldIn, key, randint, randn, split, uniform } from "./tensor/random.ts";
 export type { RandomOptions, UniformOptions } from "./tensor/random.ts";
 export { argmax, argmin, cumsum, logsumexp, max, mean, min, sum, topK } from "./tensor/reduce.ts";

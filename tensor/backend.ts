@@ -36,6 +36,28 @@ export interface MemoryInfo {
   readonly pooled: number;
 }
 
+/** One run of a kernel; on a backend without kernels, of an op. */
+export interface Launch {
+  /** The op that asked for it. */
+  readonly op: string;
+  /** The kernel's name, with its parameters. */
+  readonly kernel: string;
+  /** When it began, in milliseconds since the first. */
+  readonly start: number;
+  /** How long it took, in milliseconds. */
+  readonly ms: number;
+  /** The least that it has to move: inputs read once, outputs written once. */
+  readonly bytes?: number;
+  /** Floating-point operations, where the op has a count of them. */
+  readonly flops?: number;
+}
+
+/** Notes every launch until it is stopped. */
+export interface LaunchLog {
+  /** Ends it and waits for what still runs. */
+  stop(): Promise<readonly Launch[]>;
+}
+
 /** Where tensors live and ops run. */
 export interface Backend {
   /** `cpu` or `webgpu`. */
@@ -51,7 +73,13 @@ export interface Backend {
   /** Dense storage with the elements that a handle sees. */
   copy(x: Tensor): Storage;
   /** Runs an op; `into` holds, for an op that works in place, the storage of each output. */
-  run<P>(op: Op<P>, inputs: readonly Tensor[], params: P, outputs: readonly Spec[], into?: readonly Storage[]): Storage[];
+  run<P>(
+    op: Op<P>,
+    inputs: readonly Tensor[],
+    params: P,
+    outputs: readonly Spec[],
+    into?: readonly Storage[],
+  ): Storage[];
   /** The elements that a layout sees, dense, as little-endian bytes. */
   read(storage: Storage, layout: Layout, dtype: DType): Promise<Uint8Array>;
   /** The same without waiting for a promise. */
@@ -62,6 +90,11 @@ export interface Backend {
   memory(): MemoryInfo;
   /** Starts the peak anew from what is held now. */
   resetPeak(): void;
+  /**
+   * Begins to note what runs and for how long.
+   * @throws {UnsupportedError} when the device has no clock
+   */
+  profile?(): LaunchLog;
   /** Frees the device; tensors on it are gone. */
   dispose(): void;
 }

@@ -1,7 +1,14 @@
 /** The CPU backend: runs each op's reference. It is the specification, and the fallback where there is no GPU. */
-import { type Backend, type Capabilities, type MemoryInfo, setFallback } from "./backend.ts";
-import { decode, type DType, dtypes, encode, hostArray, type HostArray, roundTo } from "./dtype.ts";
-import { UnsupportedError } from "./errors.ts";
+import {
+  type Backend,
+  type Capabilities,
+  type Launch,
+  type LaunchLog,
+  type MemoryInfo,
+  setFallback,
+} from "./backend.ts";
+import { decode, type DType, dtypes, encode, type HostArray, hostArray, roundTo } from "./dtype.ts";
+import { UnsupportedError, ValueError } from "./errors.ts";
 import { dense, type NdArray, type Op, type Spec } from "./op.ts";
 import { type Layout, type Shape, sizeOf, stridesOf } from "./shape.ts";
 import { type Storage, storageOf, type Tensor } from "./tensor.ts";
@@ -35,6 +42,7 @@ class CpuBackend implements Backend {
   readonly dtypes = Object.keys(dtypes) as DType[];
   #current = 0;
   #peak = 0;
+  #launches: Launch[] | null = null;
 
   count(bytes: number): void {
     this.#current += bytes;
@@ -63,8 +71,10 @@ class CpuBackend implements Backend {
     );
     const results = outputs.map(({ shape, dtype }, i) => whole(storages[i].data, shape, dtype));
     if (outputs.some(({ shape }) => sizeOf(shape) > 0)) {
+      const start = performance.now();
       op.reference(inputs.map((x) => this.#view(x, op.name)), params, ...results);
       for (const { dtype, data } of results) roundTo(dtype, data);
+      this.#launches?.push({ op: op.name, kernel: op.name, start, ms: performance.now() - start });
     }
     return storages;
   }
@@ -88,6 +98,17 @@ class CpuBackend implements Backend {
 
   resetPeak(): void {
     this.#peak = this.#current;
+  }
+
+  profile(): LaunchLog {
+    if (this.#launches !== null) throw new ValueError("profile", "a profile is running: they do not nest");
+    const launches: Launch[] = this.#launches = [];
+    const stop = () => {
+      this.#launches = null;
+      const first = launches[0]?.start ?? 0;
+      return Promise.resolve(launches.map((launch) => ({ ...launch, start: launch.start - first })));
+    };
+    return { stop };
   }
 
   dispose(): void {}
