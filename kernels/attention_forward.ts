@@ -3,65 +3,76 @@
  *
  *                 keys ─▶ tiles of tx·columns, one after another
  *   queries   ┌────────────┐
- *      │      │ q·kᵀ       │  scores in registers ─▶ running max m, sum l ─▶ p = exp2(s − m) ─▶ workgroup memory
+ *      │      │ q·kᵀ       │  scores in registers ─▶ running max m, sum l ─▶ p = exp2(s − m), in registers
  *      ▼      │  (dotChunk)│
  *   one tile  └────────────┘  out·exp2(m_old − m) + p·v (mixChunk), in registers; divided by l once, at the end
  *   a workgroup
  *
- * A tile of keys that no query of the tile can see is not loaded; one that all of them see skips the mask behind one
- * uniform branch.
+ * q, k, v and p pass through workgroup memory a chunk of 16 at a time. A tile of keys that no query of the tile can see
+ * is not loaded; one that all of them see skips the mask behind one uniform branch.
+ *
+ * Floor for f32 B4 H12 S2048 D64, full: 51.5 GFLOP. An H200 multiplies and adds 64 TFLOP/s in f32, but 8×8 blocks a thread
+ * take as long to read their operands from workgroup memory, and a plain matmul on the same path reaches 30.
+ * Versions, TFLOP/s full / causal (visible half counted), best of rounds with the clocks up:
+ *   v0  4×8 a thread, dot(), q and p whole in workgroup memory, 48 KiB             13.2 / 10.1
+ *   v1  8×8, fma chains, lane rows; q and p whole, 64×64 by 64 threads, 41 KiB     13.2
+ *   v2  p whole, q again for every tile of keys, 33 KiB                            13.3   128×64, 45 KiB: 21.4
+ *   v3  neither whole, 2 chunks a barrier, 16 KiB                                  24.7   256×64, 41 KiB: 33.2 / 27.2
+ *   v4  1 chunk a barrier, 128×64 by 128 threads, 12 KiB                           32.2 / 28.8  ◀   64×64, 8 KiB: 32.4 / 27.8
+ *   chunks of 8 instead of 16: 26.7 to 31.3; 512 rows: 17.2; 8×4 a thread 23 to 30, 4×8: 10
+ * f16 and bf16 storage: 32.4 / 29.1. D 96: 28.3, 128: 33.9 / 30.4, 192: 32.1, 256: 29.8.
+ * Every kilobyte of workgroup memory costs: it takes from the cache that feeds the loads.
  */
 import {
   type AttentionCapabilities,
+  type AttentionFeatures,
   type AttentionOperand,
-  type AttentionOptions,
   type AttentionStorage,
   type AttentionStrides,
   type AttentionTile,
-  chunksPerStage,
-  dotChunk,
-  dotLoad,
+  denseOperand,
+  featuresName,
+  fits,
   floor,
-  isVectorOperand,
-  laneWidth,
   masked,
-  mixChunk,
-  mixLoad,
   operandName,
+  operandOf,
   operandReader,
   operandType,
   operandWriter,
-  optionsName,
-  packBf16,
-  reduceRows,
-  rowScratch,
-  stageDot,
-  stageMix,
-  stages,
-  stageScores,
+  outsOf,
   strideFields,
   strideUniforms,
   threads,
   tileName,
-  type TileRows,
+  writerFunctions,
 } from "./attention_common.ts";
 import {
   type AttentionSettings,
   changesScores,
   dropoutText,
+  featureFields,
+  featureFunctions,
+  featureReads,
+  featureUniforms,
   isEdge,
   keyRange,
   keyRow,
   locateBatch,
   locateHead,
-  optionFields,
-  optionFunctions,
-  optionReads,
-  optionUniforms,
   scoreText,
   visible,
-  workgroupBytes,
 } from "./attention_options.ts";
+import {
+  dotProduct,
+  mixProduct,
+  type ProductLayout,
+  productLayout,
+  reduceRows,
+  rowScratch,
+  type TileRows,
+  workgroupBytes,
+} from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
 /** Everything that the text of the forward kernel depends on. */
@@ -73,33 +84,20 @@ export interface AttentionForwardParams {
   readonly k: AttentionOperand;
   readonly v: AttentionOperand;
   readonly out: AttentionOperand;
-  readonly options: AttentionOptions;
+  readonly features: AttentionFeatures;
   readonly subgroups: boolean;
-  /** Keep the query tile in workgroup memory instead of loading it again for every tile of keys. */
-  readonly resident: boolean;
-  /** Put the whole tile of probabilities into workgroup memory at once instead of a stage at a time. */
-  readonly whole: boolean;
   /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
   readonly lastFirst: boolean;
 }
 
-/** Lane rows of workgroup memory: where each part starts. */
-function layout({ tile, headDim, valueDim, resident, whole }: AttentionForwardParams) {
-  const { tx, ty, columns, depth, stage } = tile;
-  const outs = Math.ceil(valueDim / (4 * tx));
-  const dims = Math.ceil(headDim / depth), keys = tx * columns / depth;
-  const dotStage = chunksPerStage(dims, stage), mixStage = chunksPerStage(keys, stage);
-  const scores = resident ? dims * ty : 0;
-  const staged = scores + (whole ? keys * ty : 0);
-  const left = staged + dotStage * tx, leftScores = staged + mixStage * tx;
-  const rows = Math.max(left + (resident ? 0 : dotStage * ty), leftScores + (whole ? 0 : mixStage * ty));
-  return { outs, dims, keys, dotStage, mixStage, scores, staged, left, leftScores, rows, width: laneWidth(tile, outs) };
+function layoutOf({ tile, headDim, valueDim }: AttentionForwardParams): ProductLayout {
+  const chunks = [Math.ceil(headDim / tile.depth), tile.tx * tile.columns / tile.depth];
+  return productLayout(tile, chunks, outsOf(tile, valueDim));
 }
 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
 export function attentionForwardMemory(params: AttentionForwardParams): number {
-  const { rows, width } = layout(params);
-  return workgroupBytes(params.tile, rows, width, params.subgroups);
+  return workgroupBytes(params.tile, layoutOf(params), !params.subgroups);
 }
 
 /**
@@ -107,22 +105,20 @@ export function attentionForwardMemory(params: AttentionForwardParams): number {
  * the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionForward(params: AttentionForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, options, subgroups, resident, whole, lastFirst } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst } = params;
   const name = [
     `attention_forward_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, out].map(operandName),
-    ...(resident ? ["resident"] : []),
-    ...(whole ? ["whole"] : []),
     ...(lastFirst ? ["last"] : []),
     ...(subgroups ? ["subgroups"] : []),
-  ].join("_") + optionsName(options);
+  ].join("_") + featuresName(features);
   return kernel(name, {
     reads: {
       q: operandType(q),
       k: operandType(k),
       v: operandType(v),
-      ...optionReads(options),
-      ...(options.sinks ? { sinks: "f32" } : {}),
+      ...featureReads(features),
+      ...(features.sinks ? { sinks: "f32" } : {}),
     },
     writes: { out: operandType(out), lse: "u32" },
     uniforms: {
@@ -135,20 +131,16 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
       ...strideFields("q"),
       ...strideFields("k"),
       ...strideFields("v"),
-      ...optionFields(options),
+      ...featureFields(features),
     },
     requires: subgroups ? ["subgroups"] : [],
   }, () => body(params));
 }
 
 function body(params: AttentionForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, options, subgroups, resident, whole, lastFirst } = params;
-  const { tx, ty, rows, columns, depth } = tile;
-  const { outs, dims, keys, dotStage, mixStage, scores, staged, left, leftScores, rows: laneRows, width } = layout(
-    params,
-  );
-  const queryTile = ty * rows, keyTile = tx * columns;
-  const value4 = Math.ceil(valueDim / 4);
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst } = params;
+  const { tx, ty, rows, columns } = tile, products = layoutOf(params), { laneRows, width } = products;
+  const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
   const row = (r: number): string => `(q0 + ty * ${rows}u + ${r}u)`;
   const column = (c: number): string => `(k0 + (tx + ${(c >> 2) * tx}u) * 4u + ${c & 3}u)`;
   const cells = (f: (r: number, c: number) => string): string[] =>
@@ -165,23 +157,18 @@ function body(params: AttentionForwardParams): string {
   const keysOf = (name: "k" | "v", size: number): TileRows => ({
     name,
     size,
-    start: (j) => keyRow(options, name, j),
+    start: (j) => keyRow(features, name, j),
     first: "k0",
     limit: "sk",
   });
-  const loadQ = (chunk: string) => (r: string, d: string): string => `${dotLoad(tile, queries, chunk)(r, d)} * u.scale`;
-  const loadK = (chunk: string) => dotLoad(tile, keysOf("k", headDim), chunk);
-  const loadV = (chunk: string) => mixLoad(tile, keysOf("v", valueDim), chunk);
-  const probability = (r: number, group: number): string =>
-    `vec4f(${each(4, (c) => `s${r}_${group * 4 + c}`).join(", ")})`;
 
   return `
 ${operandReader("q", q, headDim)}
 ${operandReader("k", k, headDim)}
 ${operandReader("v", v, valueDim)}
-${out.storage === "bf16" ? packBf16 : ""}
+${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
-${optionFunctions(options)}
+${featureFunctions(features)}
 var<workgroup> tile: array<array<vec4f, ${width}>, ${laneRows}>;
 ${rowScratch(tile, subgroups)}
 @compute @workgroup_size(${threads(tile)})
@@ -193,48 +180,24 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       : "let h = group.y; let b = group.z; let q0 = group.x"
   } * ${queryTile}u;
   let g = h / u.group;
-  ${locateBatch(options)}
-  ${locateHead(options)}
+  ${locateBatch(features)}
+  ${locateHead(features)}
   if (q0 >= sq) { return; }
-  ${keyRange(options, "q0", queryTile, keyTile)}
+  ${keyRange(features, "q0", queryTile, keyTile)}
   ${
     perRow((r) => `var m${r} = ${floor}; var l${r} = 0.0f; ${each(outs, (e) => `var o${r}_${e} = vec4f();`).join(" ")}`)
   }
-  ${
-    resident
-      ? `for (var z = 0u; z < ${dims}u; z++) { ${
-        stages(tile, [stageDot(tile, "rows", "q_", `z * ${ty}u`, loadQ("z"))])
-      } }`
-      : ""
-  }
   for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
     ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
-    for (var d0 = 0u; d0 < ${dims}u; d0 += ${dotStage}u) {
-      workgroupBarrier();
-      ${
-    stages(
-      tile,
-      each(dotStage, String).flatMap((z) => [
-        ...(resident ? [] : [stageDot(tile, "rows", `q${z}_`, `${left + Number(z) * ty}u`, loadQ(`(d0 + ${z}u)`))]),
-        stageDot(tile, "columns", `k${z}_`, `${staged + Number(z) * tx}u`, loadK(`(d0 + ${z}u)`)),
-      ]),
-    )
-  }
-      workgroupBarrier();
-      for (var z = 0u; z < ${dotStage}u; z++) {
-        let left = ${resident ? `(d0 + z) * ${ty}u` : `${left}u + z * ${ty}u`} + ty;
-        let right = ${staged}u + z * ${tx}u + tx;
-        ${dotChunk(tile, "s", "left", "right").join("\n")}
-      }
-    }
+    ${dotProduct(tile, products, "s", queries, keysOf("k", headDim), " * u.scale")}
     ${
-    changesScores(options)
-      ? cells((r, c) => `{ ${scoreText(options, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
+    changesScores(features)
+      ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
       : ""
   }
-    if (${isEdge(options, "q0", queryTile, "k0", keyTile)}) {
+    if (${isEdge(features, "q0", queryTile, "k0", keyTile)}) {
       ${
-    cells((r, c) => `s${r}_${c} = select(${masked}, s${r}_${c}, ${visible(options, row(r), column(c))});`).join("\n")
+    cells((r, c) => `s${r}_${c} = select(${masked}, s${r}_${c}, ${visible(features, row(r), column(c))});`).join("\n")
   }
     }
     ${perRow((r) => `var x${r} = ${each(columns, (c) => `s${r}_${c}`).reduce((a, b) => `max(${a}, ${b})`)};`)}
@@ -249,7 +212,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     )
   }
     ${
-    options.dropout
+    features.dropout
       ? each(rows, (r) =>
         each(columns / 4, (n) =>
           `{ ${dropoutText(row(r), `(k0 / 4u + tx + ${n * tx}u)`)} ${
@@ -259,38 +222,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         .join("\n")
       : ""
   }
-    ${whole ? stageScores(tile, probability, `${scores}u`).join("\n") : ""}
-    let chunks = min(${keys}u, (keyTo - k0 + ${depth - 1}u) / ${depth}u);
-    for (var c0 = 0u; c0 < chunks; c0 += ${mixStage}u) {
-      workgroupBarrier();
-      ${
-    stages(
-      tile,
-      each(mixStage, String).map((z) =>
-        stageMix(tile, outs, value4, `v${z}_`, `${staged + Number(z) * tx}u`, loadV(`(c0 + ${z}u)`))
-      ),
-    )
-  }
-      ${whole ? "" : stageScores(tile, probability, `${leftScores}u`, { first: "c0", count: mixStage }).join("\n")}
-      workgroupBarrier();
-      for (var z = 0u; z < ${mixStage}u; z++) {
-        let left = ${whole ? `${scores}u + (c0 + z) * ${ty}u` : `${leftScores}u + z * ${ty}u`} + ty;
-        let right = ${staged}u + z * ${tx}u + tx;
-        ${mixChunk(tile, outs, "o", "left", "right").join("\n")}
-      }
-    }
+    ${mixProduct(tile, products, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, keyTo - k0)`)}
   }
   ${reduceRows(tile, subgroups, each(rows, (r) => `l${r}`), (a, b) => `${a} + ${b}`).join("\n")}
   ${
     perRow((r) =>
       [
         `if (${row(r)} < sq) {`,
-        options.sinks
+        features.sinks
           ? `let sink = sinks[h] * 1.4426950408889634f; let top = max(m${r}, sink); let drop = exp2(m${r} - top);
           let sum = select(0.0f, l${r} * drop + exp2(sink - top), l${r} > 0.0f);
-          let by = select(0.0f, drop${options.dropout ? " * u.keepScale" : ""} / sum, sum > 0.0f);`
+          let by = select(0.0f, drop${features.dropout ? " * u.keepScale" : ""} / sum, sum > 0.0f);`
           : `let top = m${r}; let sum = l${r};
-          let by = select(0.0f, ${options.dropout ? "u.keepScale" : "1.0f"} / sum, sum > 0.0f);`,
+          let by = select(0.0f, ${features.dropout ? "u.keepScale" : "1.0f"} / sum, sum > 0.0f);`,
         `let at = ((outRow + ${row(r)}) * u.heads + h) * ${valueDim}u;`,
         ...each(outs, (e) => `out_put(at, tx + ${e * tx}u, o${r}_${e} * by);`),
         `if (tx == 0u) { lse[lseAt + ${
@@ -333,43 +277,47 @@ export function pickAttentionForward(
   shape: AttentionShape,
   at: AttentionLayout,
   storage: { q: AttentionStorage; k: AttentionStorage; v: AttentionStorage; out: AttentionStorage },
-  options: AttentionOptions,
+  features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim } = shape;
-  const operand = (name: "q" | "k" | "v", size: number): AttentionOperand => ({
-    storage: storage[name],
-    vector: isVectorOperand(size, at[name]),
-  });
   const common = {
     headDim,
     valueDim,
-    q: operand("q", headDim),
-    k: operand("k", headDim),
-    v: operand("v", valueDim),
-    out: { storage: storage.out, vector: valueDim % 4 === 0 },
-    options,
-    lastFirst: options.window,
+    q: operandOf(storage.q, headDim, at.q),
+    k: operandOf(storage.k, headDim, at.k),
+    v: operandOf(storage.v, valueDim, at.v),
+    out: denseOperand(storage.out, valueDim),
+    features,
+    lastFirst: features.window,
   };
-  for (const { resident, whole, ...tile } of forwardTiles(valueDim)) {
-    const subgroups = capabilities.subgroupSize >= tile.tx;
-    const params = { ...common, tile, subgroups, resident, whole };
-    const fits = attentionForwardMemory(params) <= capabilities.workgroupMemory &&
-      threads(tile) <= capabilities.workgroupThreads;
-    if (fits) return params;
+  for (const tile of forwardTiles(capabilities, shape)) {
+    const params = { ...common, tile, subgroups: capabilities.subgroupSize >= tile.tx };
+    if (fits(capabilities, tile, attentionForwardMemory(params))) return params;
   }
-  throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.workgroupMemory} bytes`);
+  throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
 }
 
-/** Tiles to try, best first. */
-function forwardTiles(valueDim: number): (AttentionTile & { resident: boolean; whole: boolean })[] {
-  const tx = valueDim <= 96 ? 8 : valueDim <= 192 ? 16 : 32;
-  return [
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, batch: 8, resident: true, whole: true },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 2, batch: 8, resident: false, whole: false },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 16, stage: 1, batch: 8, resident: false, whole: false },
-    { tx, ty: 8, rows: 8, columns: 8, depth: 8, stage: 1, batch: 8, resident: false, whole: false },
-    { tx, ty: 4, rows: 4, columns: 4, depth: 8, stage: 1, batch: 8, resident: false, whole: false },
-  ];
+/** Tiles to try, best first; few workgroups are spread over smaller tiles. */
+function forwardTiles(
+  { subgroupSize }: AttentionCapabilities,
+  { batch, heads, seqlenQ, valueDim }: AttentionShape,
+): AttentionTile[] {
+  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16, stage = 1): AttentionTile => ({
+    tx,
+    ty,
+    rows,
+    columns,
+    depth,
+    stage,
+    batch: 4,
+  });
+  const many = (rows: number): boolean => batch * heads * Math.ceil(seqlenQ / rows) >= 256;
+  const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
+  if (subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4), last];
+  if (valueDim <= 64) return [...(many(128) ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
+  if (valueDim <= 128) return [...(many(128) ? [tile(16, 16, 8, 8, 16, 2)] : []), tile(16, 8, 8, 8), last];
+  if (valueDim <= 192) return [tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
+  return [tile(32, 4, 8, 8), tile(32, 4, 8, 8, 8), last];
 }
 
 /** What a dispatch of the kernel needs: workgroups and the values of its uniforms. */
@@ -390,7 +338,7 @@ export function planAttentionForward(
   return {
     workgroups: params.lastFirst ? [heads, batch, tiles] : [tiles, heads, batch],
     uniforms: {
-      sq: params.options.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
+      sq: params.features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
       sk: seqlenK,
       heads,
       group: heads / kvHeads,
@@ -398,7 +346,7 @@ export function planAttentionForward(
       ...strideUniforms("q", params.q, at.q),
       ...strideUniforms("k", params.k, at.k),
       ...strideUniforms("v", params.v, at.v),
-      ...optionUniforms(params.options, settings),
+      ...featureUniforms(params.features, settings),
     },
   };
 }

@@ -7,14 +7,10 @@
  *
  * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
  */
-import {
-  type AttentionOptions,
-  type AttentionStrides,
-  type AttentionTile,
-  masked,
-  scalarOf,
-} from "./attention_common.ts";
+import { type AttentionFeatures, type AttentionStrides, masked } from "./attention_common.ts";
 import type { UniformType } from "./kernel.ts";
+import { mathFunctions } from "./math.ts";
+import { load, storageType } from "./storage.ts";
 
 /** Element strides of a tensor that broadcasts to [B, H, Sq, Sk]; 0 along an axis that it repeats. */
 export interface ScoreStrides {
@@ -36,6 +32,10 @@ export interface AttentionSettings {
   readonly bias?: ScoreStrides;
   readonly mask?: ScoreStrides;
   readonly dropout?: number;
+  /** Variable length: the most queries of a sequence. */
+  readonly maxSeqlenQ?: number;
+  /** Cache: keys of a row beyond `cacheLengths`. */
+  readonly added?: number;
   /** Keys a page holds and pages a batch row's table holds. */
   readonly pages?: { readonly size: number; readonly row: number };
 }
@@ -43,45 +43,51 @@ export interface AttentionSettings {
 const unbounded = 2 ** 30;
 
 /** Storage that the options read: name → element type. */
-export function optionReads(options: AttentionOptions): Record<string, string> {
+export function featureReads(features: AttentionFeatures): Record<string, string> {
   return {
-    ...(options.lengths === "varlen" ? { cuQ: "i32", cuK: "i32" } : {}),
-    ...(options.lengths === "cache" ? { cacheLengths: "i32" } : {}),
-    ...(options.leftpad ? { leftpad: "i32" } : {}),
-    ...(options.cacheIndex ? { cacheIndex: "i32" } : {}),
-    ...(options.paged ? { pages: "i32" } : {}),
-    ...(options.alibi ? { alibi: "f32" } : {}),
-    ...(options.bias === "none" ? {} : { bias: options.bias === "f32" ? "f32" : "u32" }),
-    ...(options.mask ? { mask: "u32" } : {}),
-    ...(options.dropout ? { dropoutKey: "u32" } : {}),
+    ...(features.lengths === "varlen" ? { cuQ: "i32", cuK: "i32" } : {}),
+    ...(features.lengths === "cache" ? { cacheLengths: "i32" } : {}),
+    ...(features.leftpad ? { leftpad: "i32" } : {}),
+    ...(features.cacheIndex ? { cacheIndex: "i32" } : {}),
+    ...(features.paged ? { pages: "i32" } : {}),
+    ...(features.alibi ? { alibi: "f32" } : {}),
+    ...(features.bias === "none" ? {} : { bias: storageType(features.bias) }),
+    ...(features.mask ? { mask: "u32" } : {}),
+    ...(features.dropout ? { dropoutKey: "u32" } : {}),
   };
 }
 
 /** Uniform fields that the options read. */
-export function optionFields(options: AttentionOptions): Record<string, UniformType> {
+export function featureFields(features: AttentionFeatures): Record<string, UniformType> {
   return {
-    ...(options.window ? { left: "i32", right: "i32" } : {}),
-    ...(options.softcap ? { softcap: "f32" } : {}),
-    ...(options.alibi ? { alibiBatch: "u32" } : {}),
-    ...(options.bias === "none" ? {} : scoreFields("bias")),
-    ...(options.mask ? scoreFields("mask") : {}),
-    ...(options.dropout ? { dropBelow: "u32", keepScale: "f32" } : {}),
-    ...(options.paged ? { pageSize: "u32", pagesRow: "u32" } : {}),
+    ...(features.lengths === "varlen" ? { maxQ: "u32" } : {}),
+    ...(features.lengths === "cache" ? { added: "i32" } : {}),
+    ...(features.window ? { left: "i32", right: "i32" } : {}),
+    ...(features.softcap ? { softcap: "f32" } : {}),
+    ...(features.alibi ? { alibiBatch: "u32" } : {}),
+    ...(features.bias === "none" ? {} : scoreFields("bias")),
+    ...(features.mask ? scoreFields("mask") : {}),
+    ...(features.dropout ? { dropBelow: "u32", keepScale: "f32" } : {}),
+    ...(features.paged ? { pageSize: "u32", pagesRow: "u32" } : {}),
   };
 }
 
-/** What `optionFields` holds for a call, `scale` among it. */
-export function optionUniforms(options: AttentionOptions, settings: AttentionSettings): Record<string, number> {
+/** What `featureFields` holds for a call, `scale` among it. */
+export function featureUniforms(features: AttentionFeatures, settings: AttentionSettings): Record<string, number> {
   const { softmaxScale, window: [left, right] = [-1, -1], softcap = 1, dropout = 0 } = settings;
   return {
-    scale: options.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E,
-    ...(options.window ? { left: left < 0 ? unbounded : left, right: right < 0 ? unbounded : right } : {}),
-    ...(options.softcap ? { softcap: softcap * Math.LOG2E } : {}),
-    ...(options.alibi ? { alibiBatch: settings.alibiBatch ?? 0 } : {}),
-    ...(options.bias === "none" ? {} : scoreUniforms("bias", settings.bias)),
-    ...(options.mask ? scoreUniforms("mask", settings.mask) : {}),
-    ...(options.dropout ? { dropBelow: Math.round(dropout * 2 ** 32), keepScale: 1 / (1 - dropout) } : {}),
-    ...(options.paged ? { pageSize: settings.pages?.size ?? 1, pagesRow: settings.pages?.row ?? 0 } : {}),
+    scale: features.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E,
+    ...(features.lengths === "varlen" ? { maxQ: settings.maxSeqlenQ ?? 0 } : {}),
+    ...(features.lengths === "cache" ? { added: settings.added ?? 0 } : {}),
+    ...(features.window ? { left: left < 0 ? unbounded : left, right: right < 0 ? unbounded : right } : {}),
+    ...(features.softcap ? { softcap: softcap * Math.LOG2E } : {}),
+    ...(features.alibi ? { alibiBatch: settings.alibiBatch ?? 0 } : {}),
+    ...(features.bias === "none" ? {} : scoreUniforms("bias", settings.bias)),
+    ...(features.mask ? scoreUniforms("mask", settings.mask) : {}),
+    ...(features.dropout
+      ? { dropBelow: Math.min(2 ** 32 - 1, Math.round(dropout * 2 ** 32)), keepScale: 1 / (1 - dropout) }
+      : {}),
+    ...(features.paged ? { pageSize: settings.pages?.size ?? 1, pagesRow: settings.pages?.row ?? 0 } : {}),
   };
 }
 
@@ -101,11 +107,11 @@ function scoreUniforms(name: string, strides?: ScoreStrides): Record<string, num
 }
 
 /** Functions that the options' statements call. */
-export function optionFunctions(options: AttentionOptions): string {
+export function featureFunctions(features: AttentionFeatures): string {
   return [
-    options.softcap ? tanhFunction : "",
-    options.bias === "none" ? "" : `fn bias_one(at: u32) -> f32 { ${scalarOf("bias", options.bias, "at")} }`,
-    options.dropout ? philoxFunction : "",
+    features.softcap ? tanhFunction : "",
+    features.bias === "none" ? "" : `fn bias_one(at: u32) -> f32 { return ${load(features.bias, "bias", "at")}; }`,
+    features.dropout ? philoxFunction : "",
   ].filter((text) => text !== "").join("\n");
 }
 
@@ -119,20 +125,15 @@ const tanhFunction = `fn attention_tanh(x: f32) -> f32 {
 }`;
 
 /**
- * Philox-4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011). WGSL has no high half of a
- * product, so it is put together from 16-bit halves.
+ * Philox-4x32-10, as `tensor/philox.ts` has it.
  */
-const philoxFunction = `fn high_product(a: u32, b: u32) -> u32 {
-  let al = a & 0xffffu; let ah = a >> 16u; let bl = b & 0xffffu; let bh = b >> 16u;
-  let low = al * bl; let middle = ah * bl + (low >> 16u); let cross = al * bh + (middle & 0xffffu);
-  return ah * bh + (middle >> 16u) + (cross >> 16u);
-}
+const philoxFunction = `${mathFunctions("ft_mulhi()")}
 fn philox(counter: vec4u, seed: vec2u) -> vec4u {
   var c = counter; var k = seed;
   for (var round = 0u; round < 10u; round++) {
     let first = c.x; let third = c.z;
-    c = vec4u(high_product(0xCD9E8D57u, third) ^ c.y ^ k.x, 0xCD9E8D57u * third,
-      high_product(0xD2511F53u, first) ^ c.w ^ k.y, 0xD2511F53u * first);
+    c = vec4u(ft_mulhi(0xCD9E8D57u, third) ^ c.y ^ k.x, 0xCD9E8D57u * third,
+      ft_mulhi(0xD2511F53u, first) ^ c.w ^ k.y, 0xD2511F53u * first);
     k = k + vec2u(0x9E3779B9u, 0xBB67AE85u);
   }
   return c;
@@ -142,19 +143,21 @@ fn philox(counter: vec4u, seed: vec2u) -> vec4u {
  * Declares what batch row `b` is: `sq`, `sk`, `shift`, `keyFirst`, and the first rows of the dense results, `outRow` for
  * queries and `keyRow` for keys.
  */
-export function locateBatch(options: AttentionOptions): string {
-  const { lengths, leftpad } = options;
+export function locateBatch(features: AttentionFeatures): string {
+  const { lengths, leftpad } = features;
   return [
     ...(lengths === "varlen"
       ? [
-        "let outRow = u32(cuQ[b]); let sq = u32(cuQ[b + 1u]) - outRow;",
-        "let keyRow = u32(cuK[b]); let sk = u32(cuK[b + 1u]) - keyRow;",
+        "let outRow = u32(cuQ[b]); let sq = u32(clamp(cuQ[b + 1u] - cuQ[b], 0, i32(u.maxQ)));",
+        "let keyRow = u32(cuK[b]); let sk = u32(clamp(cuK[b + 1u] - cuK[b], 0, i32(u.sk)));",
       ]
       : [
-        `let sq = u.sq; let sk = ${lengths === "cache" ? "u32(cacheLengths[b])" : "u.sk"};`,
+        `let sq = u.sq; let sk = ${
+          lengths === "cache" ? "u32(clamp(cacheLengths[b] + u.added, 0, i32(u.sk)))" : "u.sk"
+        };`,
         "let outRow = b * u.sq; let keyRow = b * u.sk;",
       ]),
-    `let keyFirst = ${leftpad ? "u32(leftpad[b])" : "0u"};`,
+    `let keyFirst = ${leftpad ? "u32(max(leftpad[b], 0))" : "0u"};`,
     "let shift = i32(sk) - i32(sq);",
   ].join("\n");
 }
@@ -163,8 +166,8 @@ export function locateBatch(options: AttentionOptions): string {
  * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` `kBase` `vBase` in the units of
  * the operands' loads, `lseAt` of the row's statistics, and what the options need for a head.
  */
-export function locateHead(options: AttentionOptions): string {
-  const { lengths, paged, cacheIndex, alibi, bias, mask, dropout } = options;
+export function locateHead(features: AttentionFeatures): string {
+  const { lengths, paged, cacheIndex } = features;
   return [
     ...(lengths === "varlen"
       ? [
@@ -178,44 +181,54 @@ export function locateHead(options: AttentionOptions): string {
         "let kBase = u.kOffset + cacheRow * u.kBatch + g * u.kHead;",
         "let vBase = u.vOffset + cacheRow * u.vBatch + g * u.vHead;",
       ]),
-    alibi ? "let slope = alibi[b * u.alibiBatch + h] * 1.4426950408889634f;" : "",
-    bias === "none" ? "" : "let biasBase = u.biasOffset + b * u.biasBatch + h * u.biasHead;",
-    mask ? "let maskBase = u.maskOffset + b * u.maskBatch + h * u.maskHead;" : "",
-    dropout ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
+    locateScores(features, "h", ""),
+  ].filter((line) => line !== "").join("\n");
+}
+
+/** Declares what the scores of head `h` need, in names that end in `suffix`. */
+export function locateScores({ alibi, bias, mask, dropout }: AttentionFeatures, h: string, suffix: string): string {
+  const base = (name: string): string =>
+    `let ${name}Base${suffix} = u.${name}Offset + b * u.${name}Batch + ${h} * u.${name}Head;`;
+  return [
+    alibi ? `let slope${suffix} = alibi[b * u.alibiBatch + ${h}] * 1.4426950408889634f;` : "",
+    bias === "none" ? "" : base("bias"),
+    mask ? base("mask") : "",
+    dropout && suffix === "" ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
   ].filter((line) => line !== "").join("\n");
 }
 
 /** Where key `j`'s row of operand `name` (k or v) starts. */
-export function keyRow(options: AttentionOptions, name: "k" | "v", j: string): string {
-  if (!options.paged) return `${name}Base + (${j}) * u.${name}Seq`;
+export function keyRow(features: AttentionFeatures, name: "k" | "v", j: string): string {
+  if (!features.paged) return `${name}Base + (${j}) * u.${name}Seq`;
   return `${name}Base + u32(pages[b * u.pagesRow + (${j}) / u.pageSize]) * u.${name}Batch + ` +
     `((${j}) % u.pageSize) * u.${name}Seq`;
 }
 
 /** True when the options change every score, not only those at a tile's edge. */
-export function changesScores({ softcap, alibi, bias, mask }: AttentionOptions): boolean {
+export function changesScores({ softcap, alibi, bias, mask }: AttentionFeatures): boolean {
   return softcap || alibi || bias !== "none" || mask;
 }
 
 /**
  * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh.
  *
- * @param clamp keeps the reads of bias and mask inside: expressions of i and j that exist
+ * @param suffix of the names that `locateScores` declared
  */
-export function scoreText(options: AttentionOptions, s: string, i: string, j: string): string {
-  const { softcap, alibi, bias, mask } = options;
+export function scoreText(features: AttentionFeatures, s: string, i: string, j: string, suffix = ""): string {
+  const { softcap, alibi, bias, mask } = features;
+  // Past the end of the rows and keys there is nothing to read, and nobody looks at the score.
   const at = (name: string): string =>
-    `${name}Base + min(${i}, sq - 1u) * u.${name}Row + min(${j}, sk - 1u) * u.${name}Column`;
+    `${name}Base${suffix} + min(${i}, sq - 1u) * u.${name}Row + min(${j}, sk - 1u) * u.${name}Column`;
   return [
     softcap ? `let t = attention_tanh(${s}); ${s} = t * u.softcap;` : "",
-    alibi ? `${s} -= slope * abs(f32(i32(${i}) + shift - i32(${j})));` : "",
+    alibi ? `${s} -= slope${suffix} * abs(f32(i32(${i}) + shift - i32(${j})));` : "",
     bias === "none" ? "" : `${s} += bias_one(${at("bias")}) * 1.4426950408889634f;`,
     mask ? `${s} = select(${masked}, ${s}, mask[${at("mask")}] != 0u);` : "",
   ].filter((text) => text !== "").join(" ");
 }
 
 /** True for a score that lengths and window allow. */
-export function visible({ window, leftpad }: AttentionOptions, i: string, j: string): string {
+export function visible({ window, leftpad }: AttentionFeatures, i: string, j: string): string {
   return [
     `${j} < sk`,
     leftpad ? `${j} >= keyFirst` : "",
@@ -225,7 +238,7 @@ export function visible({ window, leftpad }: AttentionOptions, i: string, j: str
 
 /** True for a tile of scores in which `visible` has to be asked: rows from `q0`, columns from `k0`. */
 export function isEdge(
-  { window, leftpad }: AttentionOptions,
+  { window, leftpad }: AttentionFeatures,
   q0: string,
   rows: number,
   k0: string,
@@ -243,7 +256,7 @@ export function isEdge(
 }
 
 /** Declares `keyFrom` and `keyTo`: the keys that the queries from `q0` may see, `keyFrom` at a tile's start. */
-export function keyRange({ window, leftpad }: AttentionOptions, q0: string, rows: number, columns: number): string {
+export function keyRange({ window, leftpad }: AttentionFeatures, q0: string, rows: number, columns: number): string {
   const first = leftpad ? "keyFirst" : "0u";
   if (!window) return `let keyFrom = ${first} / ${columns}u * ${columns}u; let keyTo = sk;`;
   return [
@@ -254,7 +267,7 @@ export function keyRange({ window, leftpad }: AttentionOptions, q0: string, rows
 }
 
 /** Declares `queryFrom` and `queryTo`: the queries that may see a key of the tile from `k0`. */
-export function queryRange({ window }: AttentionOptions, k0: string, rows: number, columns: number): string {
+export function queryRange({ window }: AttentionFeatures, k0: string, rows: number, columns: number): string {
   if (!window) return "let queryFrom = 0u; let queryTo = sq;";
   return [
     `let lastKey = i32(min(${k0} + ${rows}u, sk)) - 1 - shift;`,
@@ -264,13 +277,8 @@ export function queryRange({ window }: AttentionOptions, k0: string, rows: numbe
 }
 
 /** Statements that name the four dropout factors of query `i` and keys 4·j4 … 4·j4+3: `kept`, 0 or 1. */
-export function dropoutText(i: string, j4: string): string {
-  return `let kept = select(vec4f(), vec4f(1.0f), philox(vec4u(${j4}, ${i}, h, b), seed) >= vec4u(u.dropBelow));`;
-}
-
-/** Bytes of a tile's workgroup array of `rows` lane rows, and of what reduces rows without subgroups. */
-export function workgroupBytes(tile: AttentionTile, laneRows: number, width: number, subgroups: boolean): number {
-  return laneRows * width * 16 + (subgroups ? 0 : tile.tx * tile.ty * tile.rows * 4);
+export function dropoutText(i: string, j4: string, h = "h"): string {
+  return `let kept = select(vec4f(), vec4f(1.0f), philox(vec4u(${j4}, ${i}, ${h}, b), seed) >= vec4u(u.dropBelow));`;
 }
 
 /** Strides of a dense [B, S, H, D] operand. */
