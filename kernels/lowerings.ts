@@ -6,11 +6,22 @@ import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { lowerScatterAdd, lowerTake } from "./gather.ts";
 import { lowerMatmul } from "./matmul_lowering.ts";
 import { arange, fill, place } from "./movement.ts";
+import {
+  lowerBernoulli,
+  lowerDropout,
+  lowerFoldIn,
+  lowerRandint,
+  lowerRandn,
+  lowerSplit,
+  lowerUniform,
+} from "./random.ts";
 import { lowerCumsum, lowerReduce, lowerSoftmax, lowerTopK } from "./reduce_lowering.ts";
 import type { ReduceName } from "./reduce.ts";
 import { isPacked, storageBytes } from "./storage.ts";
+import { lowerAdamw, lowerMomentum, lowerSgd } from "./update.ts";
 
 const map = (name: keyof typeof expressions) => (call: Lowering<unknown>): void =>
   elementwise(call, name, expressions[name], call.inputs, call.outputs[0]);
@@ -148,9 +159,24 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   argmin: (call) => lowerReduce(call, "argmin", call.inputs[0], [call.params.axis], call.outputs[0]),
   cumsum: (call) => lowerCumsum(call, call.inputs[0], call.params.axis, call.params.reverse, call.outputs[0]),
   topK: (call) => lowerTopK(call, call.inputs[0], call.params.k, call.outputs[0], call.outputs[1]),
+  // gather
+  take: lowerTake,
+  scatterAdd: lowerScatterAdd,
   // norm
   softmax: (call) => lowerSoftmax(call, "softmax", call.inputs[0], call.params.axis, call.outputs[0]),
   logSoftmax: (call) => lowerSoftmax(call, "logSoftmax", call.inputs[0], call.params.axis, call.outputs[0]),
+  // random
+  split: lowerSplit,
+  foldIn: lowerFoldIn,
+  uniform: lowerUniform,
+  randn: lowerRandn,
+  randint: lowerRandint,
+  bernoulli: lowerBernoulli,
+  dropout: lowerDropout,
+  // update
+  adamwUpdate: lowerAdamw,
+  sgdUpdate: lowerSgd,
+  momentumUpdate: lowerMomentum,
   // matmul
   matmul: lowerMatmul,
 };
