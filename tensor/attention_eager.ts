@@ -104,8 +104,10 @@ function blockOf(x: Tensor, { q0, q1, k0, k1 }: Block): Tensor {
 
 /** i + Sk − Sq − j, `[bq, bk]`: how far a key lies to the left of its query. */
 function distances({ sizes, q }: Eager, { q0, q1, k0, k1 }: Block): Tensor {
-  const shift = sizes.seqlenK - sizes.seqlenQ, options = { dtype: "i32", backend: q.backend } as const;
-  return sub(expandDims(arange(q0 + shift, q1 + shift, options), 1), arange(k0, k1, options));
+  return scope(() => {
+    const shift = sizes.seqlenK - sizes.seqlenQ, options = { dtype: "i32", backend: q.backend } as const;
+    return sub(expandDims(arange(q0 + shift, q1 + shift, options), 1), arange(k0, k1, options));
+  });
 }
 
 /** Whether window and lengths let any query of the block see any of its keys. */
@@ -127,7 +129,8 @@ function scoresOf(call: Eager, block: Block): Tensor {
       s = next(s, (s) => mul(s, softcap));
     }
     if (alibiSlopes !== undefined) {
-      const slopes = reshape(alibiSlopes, [alibiSlopes.rank === 1 ? 1 : batch, heads, 1, 1]);
+      const shape = [alibiSlopes.rank === 1 ? 1 : batch, heads, 1, 1];
+      const slopes = cast(reshape(alibiSlopes, shape), accumulatorOf(s.dtype));
       s = next(s, (s) => sub(s, cast(mul(slopes, abs(distances(call, block))), s.dtype)));
     }
     if (bias !== undefined) s = next(s, (s) => add(s, cast(blockOf(bias, block), s.dtype)));
