@@ -58,7 +58,8 @@ export function lowerMatmul(call: Lowering<Params>): void {
     out: out as MatmulDType,
   });
   const target = plan.sum === undefined ? result : call.temporary([plan.scratchBytes / 4], "f32");
-  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups);
+  const flops = 2 * sizeOf(batch) * m * n * k;
+  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups, { flops });
   if (plan.sum !== undefined) {
     call.dispatch(plan.sum.kernel, [target, result], plan.sum.uniforms, plan.sum.workgroups);
   }
