@@ -136,11 +136,7 @@ export function grad<A extends readonly unknown[], const N extends ArgNums = 0>(
   f: (...args: A) => Tensor,
   argnums?: N,
 ): (...args: A) => GradientsOf<A, N> {
-  return (...args) => {
-    const [value, gradients] = differentiate("grad", f, args, argnums ?? 0, false);
-    if (!args.some((arg) => leaves(arg).includes(value as Tensor))) (value as Tensor).dispose();
-    return gradients as GradientsOf<A, N>;
-  };
+  return (...args) => scope(() => differentiate("grad", f, args, argnums ?? 0, false)[1]) as GradientsOf<A, N>;
 }
 
 /** From a gradient of the result to those of the primals. */
@@ -169,7 +165,10 @@ export interface VjpFunction<A extends readonly unknown[]> extends Disposable {
  * console.log(await dx.array()); // [2, 40]
  * ```
  */
-export function vjp<A extends readonly unknown[], R>(f: (...args: A) => R, ...primals: A): [value: R, pullback: VjpFunction<A>] {
+export function vjp<A extends readonly unknown[], R>(
+  f: (...args: A) => R,
+  ...primals: A
+): [value: R, pullback: VjpFunction<A>] {
   const all = primals.map((_, i) => i);
   const wanted = argumentsAt("vjp", primals, all);
   const tape = new Tape(wanted);
@@ -183,7 +182,10 @@ export function vjp<A extends readonly unknown[], R>(f: (...args: A) => R, ...pr
   };
   const pullback = (cotangent: unknown, { retain = false }: { readonly retain?: boolean } = {}): A => {
     if (used) {
-      throw new ValueError("vjp", "the pullback was used and its saved tensors are freed; call it with { retain: true }");
+      throw new ValueError(
+        "vjp",
+        "the pullback was used and its saved tensors are freed; call it with { retain: true }",
+      );
     }
     const seeds = leaves(cotangent);
     if (seeds.length !== outputs.length) {
