@@ -29,6 +29,7 @@
  *
  * @module
  */
+import "../tensor/cpu.ts"; // the backend that creators use until one is opened
 export { adamw } from "./adamw.ts";
 export type { AdamwOptions, AdamwState } from "./adamw.ts";
 export { multiHeadAttention } from "./attention.ts";

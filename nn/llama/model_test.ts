@@ -215,7 +215,7 @@ Deno.test("training holds no more memory after a hundred steps than after two", 
   dispose([leaves(params), leaves(state)]);
 });
 
-Deno.test("a config, parameters or inputs that do not fit are refused by name", () => {
+Deno.test("parameters or inputs that do not fit are refused by name", () => {
   const params = llama.init(key(1), small), ids = tensor([[1, 2]], { dtype: "i32" });
   const { "model.norm.weight": _, ...less } = params;
   assert.throws(() => llama.forward(less, small, ids), /"model\.norm\.weight" is missing/);
@@ -223,13 +223,6 @@ Deno.test("a config, parameters or inputs that do not fit are refused by name", 
     () => llama.forward({ ...params, "model.norm.weight": ids }, small, ids),
     /is \[1,2\], the config says \[24\]/,
   );
-  assert.throws(() => llama.init(key(1), { ...small, hidden_size: 0 }), /hidden_size is 0/);
-  assert.throws(() => llama.init(key(1), { ...small, num_key_value_heads: 3 }), /3 key\/value heads do not divide 4/);
-  assert.throws(
-    () => llama.init(key(1), { ...small, hidden_act: "gelu" }),
-    /hidden_act is "gelu", this model has "silu"/,
-  );
-  assert.throws(() => llama.init(key(1), { ...small, rope_scaling: { rope_type: "yarn" } }), /rope_type is "yarn"/);
   assert.throws(() => llama.forward(params, small, tensor([1, 2], { dtype: "i32" })), /ids are i32 \[B, S\]/);
   assert.throws(() => llama.forward(params, small, tensor([[1, 61]], { dtype: "i32" })), /index 61 is outside/);
   assert.throws(() => llama.forward(params, { ...small, max_position_embeddings: 1 }, ids), /2 tokens are more than/);
