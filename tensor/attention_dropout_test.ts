@@ -37,7 +37,7 @@ Deno.test("dropoutMask() is Philox counted by key block, query, head and batch r
 
 property("dropoutMask() keeps 1 − p of the probabilities", [integer(0, 99), integer(0, 1e6)], (percent, seed) => {
   const p = percent / 100, n = 4 * 4 * 16 * 16;
-  const kept = dropoutMask(key(seed), p, [4, 4, 16, 16]).dataSync().reduce((a, x) => a + x, 0);
+  const kept = Array.from(dropoutMask(key(seed), p, [4, 4, 16, 16]).dataSync()).reduce((a, x) => a + x, 0);
   // Five standard deviations.
   assert.ok(Math.abs(kept - n * (1 - p)) <= 5 * Math.sqrt(n * p * (1 - p)), `${kept} of ${n} at p = ${p}`);
 }, { runs: 50 });
