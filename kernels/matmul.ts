@@ -22,7 +22,7 @@
  *       bk 8: 40.0 / 16.7     bk 32: 40.8 / 19.9     8x16 a thread: 40.9 / 12.4     16x8: 28.4 / 8.3
  *       128x256 and 256x128 with 128 results a thread: 26 to 38 / 8     256x128, 8x8: 34.7 / 8.5
  *       64x128: 43.2 / 25.8   64x64x32, 4x8: 36.6 / 34.1   64x64x32, 4x4: 33.0 / 30.6   32x32x32, 4x4: 29.9 / 24.0
- *       blocks of 16x2 or 4x8 threads a warp for 8x4, bands of 1 or 16 tiles for 8: within 1
+ *       blocks of 16x2 or 4x8 threads for 8x4, bands of 1 or 16 tiles for 8: within 2, once each
  *   v2  turned while stored, rows padded: outer products from vec4f of rows and columns                42.3 / 19.3
  *       the same with 8x16 a thread: 45.7 / 12.2    with bk 32: 39.4 / 19.3    two slices: 40.6 / 19.6
  *       64x64x32, 4x8: 33.5 / 30.9, the banks of its stores
@@ -30,9 +30,11 @@
  *       64x128 with k split in two                                                                      -   / 36.0
  *       8x16 a thread: 44.7, but f16 NT 39.3 for 43.1 and 48 x 2048x2048x64 34.6 for 37.5              ◀ this file, 8x8
  *   By layout, 128x128, NN / NT / TN / TT: f32 44.6 / 43.4 / 44.8 / 42.7, f16 43.8 / 43.1 / - / -, bf16 43.0 / 42.3 / - / -
- *   48 x 2048x2048x64 NT 37.5, 48 x 2048x64x2048 NN 38.9, 4096x4096x1024 NT 42.9, 4096x128256x1024 bf16 NT 43.6, 512³ 18.2
- *   Matrix-vector, GB/s where a copy moves 4206: f32 16384x4096 `rows` 4150, `columns` 4192; f16 3865, 3713;
- *   4096x4096 f32 3352, 3010, f16 2735, 1955 (a dispatch costs 3 µs of 12); eight vectors f32 3181, `columns` 1927
+ *   2048³ NT 42.4, 512³ 18.2, 256³ 4.3, 48 x 2048x2048x64 NT 37.5, 48 x 2048x64x2048 38.8, 1024x1024x4096 TN 43.5,
+ *   4096x4096x1024 NT 42.9, 4096x128256x1024 NT bf16 43.6
+ * GB/s where a copy moves 4206: one vector, matrix 16384x4096 f32 `rows` 4091, `columns` 4217, f16 3865 and 3718; 4096x4096
+ * f32 3352 and 3031, f16 2739 (12 µs, of which a dispatch costs 3 to 4) and 1955; 128256x2048 bf16 4397. Eight vectors,
+ * 8192x4096: f32 3181 and 1940, f16 2249 and 1481. For one vector a group of lanes does best with one row, for more with two.
  */
 import { each, type Kernel, kernel, type KernelInterface, type UniformType, wgsl } from "./kernel.ts";
 

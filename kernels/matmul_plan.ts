@@ -46,8 +46,8 @@ export interface MatmulCapabilities {
   /** Bytes of workgroup memory. */
   readonly maxWorkgroupMemory: number;
   readonly maxInvocations: number;
-  /** Multiprocessors, where known; a few for a software adapter. */
-  readonly units?: number;
+  /** Lanes of a subgroup; at most 8 tells a processor that plays a GPU. */
+  readonly subgroupSize: number;
 }
 
 /** Which kernel, with which parameters. */
@@ -68,16 +68,33 @@ export interface MatmulPlan extends MatmulStep {
   readonly sum: MatmulStep | undefined;
 }
 
-/** Tiles, with the TFLOP/s they reach on an H200 and the workgroups that a multiprocessor needs for it. */
-const tiles: readonly (Omit<MatmulTile, "kind" | "splits"> & { readonly rate: number; readonly wanted: number })[] = [
-  { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, rate: 43.4, wanted: 1.11 },
-  { bm: 64, bn: 128, bk: 16, tm: 8, tn: 8, rate: 43, wanted: 1.6 },
-  { bm: 128, bn: 64, bk: 16, tm: 8, tn: 8, rate: 41.5, wanted: 1.6 },
-  { bm: 64, bn: 64, bk: 32, tm: 4, tn: 8, rate: 35.5, wanted: 1.6 },
-  { bm: 32, bn: 64, bk: 32, tm: 4, tn: 4, rate: 27, wanted: 1.6 },
-  { bm: 64, bn: 32, bk: 32, tm: 4, tn: 4, rate: 27, wanted: 1.6 },
-  { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, rate: 29.5, wanted: 3.6 },
-];
+/** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */
+type Rated = Omit<MatmulTile, "kind" | "splits"> & { readonly rate: number; readonly wanted: number };
+
+/** Measured on an H200; other GPUs rank them alike. */
+const gpu: { readonly units: number; readonly tiles: readonly Rated[] } = {
+  units: 132,
+  tiles: [
+    { bm: 128, bn: 128, bk: 16, tm: 8, tn: 8, rate: 43.4, wanted: 1.11 },
+    { bm: 64, bn: 128, bk: 16, tm: 8, tn: 8, rate: 43, wanted: 1.6 },
+    { bm: 128, bn: 64, bk: 16, tm: 8, tn: 8, rate: 41.5, wanted: 1.6 },
+    { bm: 64, bn: 64, bk: 32, tm: 4, tn: 8, rate: 35.5, wanted: 1.6 },
+    { bm: 32, bn: 64, bk: 32, tm: 4, tn: 4, rate: 27, wanted: 1.6 },
+    { bm: 64, bn: 32, bk: 32, tm: 4, tn: 4, rate: 27, wanted: 1.6 },
+    { bm: 32, bn: 32, bk: 32, tm: 4, tn: 4, rate: 29.5, wanted: 3.6 },
+  ],
+};
+
+/** On a processor an unrolled step costs seconds to compile and gains nothing; measured on lavapipe, two cores. */
+const processor: typeof gpu = {
+  units: 2,
+  tiles: [
+    { bm: 128, bn: 128, bk: 8, tm: 8, tn: 8, rate: 0.0054, wanted: 1 },
+    { bm: 128, bn: 64, bk: 8, tm: 8, tn: 8, rate: 0.0048, wanted: 1 },
+    { bm: 64, bn: 64, bk: 8, tm: 4, tn: 8, rate: 0.0031, wanted: 1 },
+    { bm: 32, bn: 32, bk: 8, tm: 4, tn: 4, rate: 0.0025, wanted: 1 },
+  ],
+};
 
 /** Microseconds that a second dispatch costs, and bytes of partial products moved in one. */
 const dispatchCost = 4, partialBytes = 5e6;
@@ -92,7 +109,10 @@ const powerOfTwo = (x: number) => 2 ** Math.max(0, Math.ceil(Math.log2(x)));
  */
 export function pickMatmul(capabilities: MatmulCapabilities, problem: MatmulProblem): MatmulChoice {
   const { m, n, k, a, b } = problem;
-  const { maxWorkgroupMemory, maxInvocations, units = 132 } = capabilities;
+  const { maxWorkgroupMemory, maxInvocations, subgroupSize } = capabilities;
+  const software = subgroupSize > 1 && subgroupSize <= 8;
+  const { units, tiles } = software ? processor : gpu;
+  const threads = 2 ** Math.floor(Math.log2(maxInvocations));
   const batches = count(problem.batch);
   const column = n === 1 && m !== 1;
   if (m <= 8 || column) {
@@ -102,15 +122,20 @@ export function pickMatmul(capabilities: MatmulCapabilities, problem: MatmulProb
     const width = matrix.dtype === "f32" ? 4 : 8;
     // Lanes that would run through many steps share them with further workgroups where there is room for those.
     const split = (workgroups: number, step: number) =>
-      Math.max(1, Math.min(Math.round((vectors > 2 ? 1 : 2) * units / workgroups), Math.floor(k / (8 * step))));
+      software
+        ? 1
+        : Math.max(1, Math.min(Math.round((vectors > 2 ? 1 : 2) * units / workgroups), Math.floor(k / (8 * step))));
     if (matrix.transposed !== column) {
-      const [rows, unroll] = vectors === 1 ? [1, 4] : vectors === 8 && width === 8 ? [4, 1] : [2, 2];
-      const lanes = Math.min(32, Math.max(4, powerOfTwo(k / width / unroll)));
-      const groups = Math.min(256 / lanes, Math.max(4, powerOfTwo(results / rows / units / 2)));
+      const [rows, unroll] = software ? [4, 1] : vectors === 1 ? [1, 4] : vectors * width === 64 ? [4, 1] : [2, 2];
+      const lanes = software ? 4 : Math.min(32, Math.max(4, powerOfTwo(k / width / unroll)));
+      const groups = Math.min(
+        (software ? 64 : Math.min(256, threads)) / lanes,
+        Math.max(4, powerOfTwo(results / rows / units / 2)),
+      );
       const splits = split(Math.ceil(results / groups / rows), lanes * width * unroll);
       return { kind: "rows", m: vectors, lanes, groups, rows, unroll, splits };
     }
-    const groups = Math.min(64, maxInvocations / 8, powerOfTwo(k / 4));
+    const groups = Math.min(software ? 8 : 64, threads / 8, powerOfTwo(k / 4));
     const splits = split(Math.ceil(results / 8 / width), groups * 4);
     return { kind: "columns", m: vectors, lanes: 8, groups, rows: 1, unroll: 4, splits };
   }
@@ -119,8 +144,8 @@ export function pickMatmul(capabilities: MatmulCapabilities, problem: MatmulProb
     const { bm, bn, bk, tm, tn } = tile;
     if (tileMemory(tile) > maxWorkgroupMemory || bm * bn / tm / tn > maxInvocations) continue;
     const workgroups = Math.ceil(m / bm) * Math.ceil(n / bn) * batches;
-    for (let splits = 1; splits === 1 || (k / splits >= 128 && splits <= 64); splits *= 2) {
-      const one = 2 * bm * bn * bk * Math.ceil(k / splits / bk) / (rate * 1e6 / 132);
+    for (let splits = 1; splits === 1 || (!software && k / splits >= 128 && splits <= 64); splits *= 2) {
+      const one = 2 * bm * bn * bk * Math.ceil(k / splits / bk) / (rate * 1e6 / units);
       const time = one * Math.max(Math.ceil(workgroups * splits / units), wanted) +
         (splits === 1 ? 0 : dispatchCost + 8 * splits * batches * m * n / partialBytes);
       if (time < shortest) [best, shortest] = [{ kind: "tile", ...tile, splits }, time];
@@ -188,7 +213,9 @@ export function planMatmul(
 ): MatmulPlan {
   const p = collapse(problem);
   const choice = pick(capabilities, p);
-  const { splits } = choice;
+  const step = choice.kind === "tile" ? choice.bk : 8;
+  const chunk = Math.max(1, Math.ceil(p.k / choice.splits / step)) * step;
+  const splits = Math.max(1, Math.ceil(p.k / chunk));
   // A column of results is a row of results with the operands in each other's place.
   const side: MatmulSide = choice.kind !== "tile" && p.n === 1 && p.m !== 1 ? "b" : "a";
   const [m, n] = side === "b" ? [p.n, p.m] : [p.m, p.n];
@@ -210,11 +237,11 @@ export function planMatmul(
     outVec: n % 4 === 0 ? 4 : 1,
     exactK: choice.kind === "tile" && p.k % choice.bk === 0,
   };
-  const [kernel, tm, tn, step] = choice.kind === "tile"
-    ? [matmulTile(choice, parts), choice.bm, choice.bn, choice.bk]
+  const [kernel, tm, tn] = choice.kind === "tile"
+    ? [matmulTile(choice, parts), choice.bm, choice.bn]
     : choice.kind === "rows"
-    ? [matmulRows(choice, parts, side), m, choice.groups * choice.rows, 8]
-    : [matmulColumns(choice, parts, side), m, choice.lanes * (eight(matrix) ? 8 : 4), 8];
+    ? [matmulRows(choice, parts, side), m, choice.groups * choice.rows]
+    : [matmulColumns(choice, parts, side), m, choice.lanes * (eight(matrix) ? 8 : 4)];
   const tilesM = Math.ceil(m / tm), tilesN = Math.ceil(n / tn);
   const batches = count(p.batch);
   const workgroups = m === 0 ? 0 : tilesM * tilesN * splits * batches;
@@ -222,7 +249,6 @@ export function planMatmul(
   const three = (v: readonly number[], fill: number) => [...Array<number>(3 - v.length).fill(fill), ...v];
   const [a0, a1, a2] = three(p.a.batchStrides, 0), [b0, b1, b2] = three(p.b.batchStrides, 0);
   const [, batch1, batch2] = three(p.batch, 1);
-  const chunk = Math.max(1, Math.ceil(p.k / splits / step)) * step;
   return {
     choice,
     splits,
