@@ -4,6 +4,7 @@ import type { Op } from "../tensor/op.ts";
 import { type OpName, ops, type ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
+import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
 import { lowerScatterAdd, lowerTake } from "./gather.ts";
@@ -177,6 +178,9 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   adamwUpdate: lowerAdamw,
   sgdUpdate: lowerSgd,
   momentumUpdate: lowerMomentum,
+  // attention
+  attention: lowerAttention,
+  attentionBackward: lowerAttentionBackward,
   // matmul
   matmul: lowerMatmul,
 };

@@ -84,9 +84,11 @@ function mulHighSigned(a: number, b: number): number {
   return (mulHigh(a >>> 0, b >>> 0) - (a < 0 ? b : 0) - (b < 0 ? a : 0)) | 0;
 }
 
-/** The normal number that 32 random bits stand for, as f32. */
-export function normalOf(bits: number): number {
-  const coefficients = normalTable();
+/**
+ * The normal number that 32 random bits stand for, as f32.
+ * @param coefficients {@linkcode normalTable}, wherever it lies
+ */
+export function normalOf(bits: number, coefficients: ArrayLike<number> = normalTable()): number {
   const tail = ((bits << 1) | 1) >>> 0; // odd, so never 0
   const c = Math.clz32(tail);
   const xi = ((tail << c) - 0xc0000000) << 1;

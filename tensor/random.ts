@@ -8,9 +8,10 @@ import type { Backend } from "./backend.ts";
 import { type DType, isFloat } from "./dtype.ts";
 import { DTypeError, ShapeError, show, ValueError } from "./errors.ts";
 import { reshape, slice } from "./movement.ts";
-import { normalOf } from "./normal.ts";
+import { normalOf, normalTable } from "./normal.ts";
 import { dense, expectDType, type NdArray, type Op, run, type Spec } from "./op.ts";
 import { mulHigh, philox4x32 } from "./philox.ts";
+import { unscoped } from "./scope.ts";
 import { checkShape, type Shape } from "./shape.ts";
 import { setRange, type Tensor } from "./tensor.ts";
 import { tensor } from "./create.ts";
@@ -94,19 +95,36 @@ export const uniformOp: Op<{ shape: Shape; dtype: DType; min: number; range: num
   },
 };
 
-/** The normal distribution's inverse at a draw, an f32 rounded to the dtype. */
+/**
+ * The normal distribution's inverse at a draw, an f32 rounded to the dtype. Inputs: the key, and {@linkcode normalTable},
+ * a tensor because compilers of kernels choke on a constant of that size.
+ */
 export const randnOp: Op<{ shape: Shape; dtype: DType }> = {
   name: "randn",
-  infer: ([key], { shape, dtype }) => {
+  infer: ([key, table], { shape, dtype }) => {
     checkKey("randn", key);
+    expectDType("randn", "table", table.dtype, ["i32"]);
     expectDType("randn", "dtype", dtype, floats);
     return { shape, dtype };
   },
-  reference: ([key], _, y) =>
+  reference: ([key, table], _, y) => {
+    const coefficients = dense(table).data;
     forEachDraw(key, y.data.length, (i, word) => {
-      y.data[i] = normalOf(word);
-    }),
+      y.data[i] = normalOf(word, coefficients);
+    });
+  },
 };
+
+const tables = new WeakMap<Backend, Tensor>();
+
+/** The coefficients of {@linkcode randnOp} on a backend, uploaded once and never freed. */
+export function normalTableOn(backend: Backend): Tensor {
+  const known = tables.get(backend);
+  if (known !== undefined) return known;
+  const made = unscoped(() => tensor(normalTable(), { shape: [32, 8], dtype: "i32", backend }));
+  tables.set(backend, made);
+  return made;
+}
 
 /** y = min + ⌊range · w·2⁻⁶⁴⌋, w two words of a draw: element i has words 2i, the high half, and 2i + 1. */
 export const randintOp: Op<{ shape: Shape; min: number; range: number }> = {
@@ -271,7 +289,8 @@ export function uniform(key: Tensor, shape: Shape, options: UniformOptions = {})
  * @param key u32 [2]
  */
 export function randn(key: Tensor, shape: Shape, { dtype = "f32" }: RandomOptions = {}): Tensor {
-  return run(randnOp, [key], { shape: [...checkShape("randn", shape)], dtype: floatType("randn", dtype) });
+  const table = normalTableOn(key.backend);
+  return run(randnOp, [key, table], { shape: [...checkShape("randn", shape)], dtype: floatType("randn", dtype) });
 }
 
 /**
