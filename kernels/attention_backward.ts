@@ -431,7 +431,7 @@ function backwardTiles(
     stage,
     batch: 4,
   });
-  const last = [tile(dim <= 128 ? 8 : 16, 4, 4, 4), tile(dim <= 128 ? 8 : 16, 4, 4, 4, 8)];
+  const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
   if (subgroupSize < 16) return { keys: last, queries: last };
   if (dim <= 64) return { keys: [tile(16, 8, 4, 8), ...last], queries: [tile(16, 8, 8, 4), ...last] };
   const tx = dim <= 128 ? 16 : 32;

@@ -14,6 +14,8 @@ export interface AttentionOperand {
   readonly storage: AttentionStorage;
   /** Four numbers a load: needs a head size, strides and an offset that are multiples of four. */
   readonly vector: boolean;
+  /** Eight 16-bit numbers a load: keys and values of the decoding kernel. */
+  readonly wide?: boolean;
 }
 
 /** Where an operand's elements lie, in elements; the head size has stride 1. */
@@ -124,8 +126,8 @@ export function tileName({ tx, ty, rows, columns, depth, stage, batch }: Attenti
 }
 
 /** Part of a kernel's name: one operand. */
-export function operandName({ storage, vector }: AttentionOperand): string {
-  return `${storage}${vector ? "v" : ""}`;
+export function operandName({ storage, vector, wide }: AttentionOperand): string {
+  return `${storage}${wide ? "w" : vector ? "v" : ""}`;
 }
 
 /** The operand of rows of `size` elements that lie there: four numbers a load where all of them are aligned. */
@@ -138,17 +140,17 @@ export function operandOf(
 }
 
 /** Element type of the storage binding of an operand. */
-export function operandType({ storage, vector }: AttentionOperand): string {
-  return vector ? storageType4(storage) : storageType(storage);
+export function operandType({ storage, vector, wide }: AttentionOperand): string {
+  return wide ? "vec4u" : vector ? storageType4(storage) : storageType(storage);
 }
 
-/** The strides as uniforms: in vec4f when the operand is read four at a time. */
+/** The strides as uniforms, in the units of the operand's loads. */
 export function strideUniforms(
   name: string,
-  { vector }: AttentionOperand,
+  { vector, wide }: AttentionOperand,
   { offset, batch, seq, head }: AttentionStrides,
 ): Record<string, number> {
-  const unit = vector ? 4 : 1;
+  const unit = wide ? 8 : vector ? 4 : 1;
   return {
     [`${name}Offset`]: offset / unit,
     [`${name}Batch`]: batch / unit,

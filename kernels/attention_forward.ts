@@ -160,6 +160,7 @@ function body(params: AttentionForwardParams): string {
     start: (j) => keyRow(features, name, j),
     first: "k0",
     limit: "sk",
+    least: features.leftpad ? "keyFirst" : undefined,
   });
 
   return `
@@ -170,7 +171,7 @@ ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
 var<workgroup> tile: array<array<vec4f, ${width}>, ${laneRows}>;
-${rowScratch(tile, subgroups)}
+${rowScratch(threads(tile), rows, subgroups)}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let tx = li % ${tx}u; let ty = li / ${tx}u;
@@ -201,7 +202,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
     }
     ${perRow((r) => `var x${r} = ${each(columns, (c) => `s${r}_${c}`).reduce((a, b) => `max(${a}, ${b})`)};`)}
-    ${reduceRows(tile, subgroups, each(rows, (r) => `x${r}`), (a, b) => `max(${a}, ${b})`).join("\n")}
+    ${reduceRows(tx, subgroups, each(rows, (r) => `x${r}`), (a, b) => `max(${a}, ${b})`)}
     ${
     perRow((r) =>
       [
@@ -224,7 +225,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
     ${mixProduct(tile, products, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, keyTo - k0)`)}
   }
-  ${reduceRows(tile, subgroups, each(rows, (r) => `l${r}`), (a, b) => `${a} + ${b}`).join("\n")}
+  ${reduceRows(tx, subgroups, each(rows, (r) => `l${r}`), (a, b) => `${a} + ${b}`)}
   ${
     perRow((r) =>
       [
@@ -313,7 +314,7 @@ function forwardTiles(
   });
   const many = (rows: number): boolean => batch * heads * Math.ceil(seqlenQ / rows) >= 256;
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
-  if (subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4), last];
+  if (subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4, 8), last];
   if (valueDim <= 64) return [...(many(128) ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 128) return [...(many(128) ? [tile(16, 16, 8, 8, 16, 2)] : []), tile(16, 8, 8, 8), last];
   if (valueDim <= 192) return [tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];

@@ -17,6 +17,13 @@ import {
   plainAttention,
 } from "./attention_common.ts";
 import {
+  attentionCombine,
+  attentionDecode,
+  decodeRows,
+  pickAttentionDecode,
+  planAttentionDecode,
+} from "./attention_decode.ts";
+import {
   attentionForward,
   type AttentionLayout,
   type AttentionShape,
@@ -171,19 +178,46 @@ export function dispatchNamed(
 
 /** out and lse of attention. */
 export function lowerAttention(call: Lowering<FlashParams>): void {
-  const [q, k, v] = call.inputs.slice(0, 3).map((x) => inRows(call, x)), [out, lse] = call.outputs;
-  const found = named(call.params.optional, call.inputs, 3);
-  const shape = shapeOf(q, k, v, found, call.params.maxSeqlens), at = layoutOf(q, k, v);
-  const { features, settings, bindings } = optionsOf(call, call.params, found, shape);
-  const target = standIn(call, out, shape.valueDim);
-  if (features.lengths === "varlen") { // rows of no sequence
-    fillBits(call, target, 0);
-    fillBits(call, lse, minusInfinity);
-  }
+  const [q, k, v] = call.inputs.slice(0, 3).map((x) => inRows(call, x));
+  const found = named(call.params.optional, call.inputs, 3), shape = shapeOf(q, k, v, found, call.params.maxSeqlens);
+  runForward(call, { q, k, v }, shape, optionsOf(call, call.params, found, shape), 0);
+}
+
+/**
+ * Attention into the call's outputs, out and lse: by the decoding kernel when a key head has few rows.
+ *
+ * @param numSplits parts that the keys are split into; 0 chooses
+ */
+export function runForward(
+  call: AttentionCall,
+  { q, k, v }: { readonly q: View; readonly k: View; readonly v: View },
+  shape: AttentionShape,
+  { features, settings, bindings }: CallOptions,
+  numSplits: number,
+): void {
+  const [out, lse] = call.outputs, at = layoutOf(q, k, v), { batch, seqlenQ, heads, kvHeads, valueDim } = shape;
+  const target = standIn(call, out, valueDim), views = { q, k, v, ...bindings };
   const storage = { q: storageOf(q.dtype), k: storageOf(k.dtype), v: storageOf(v.dtype), out: storageOf(target.dtype) };
-  const params = pickAttentionForward(call.capabilities, shape, at, storage, features);
-  const plan = planAttentionForward(params, shape, at, settings);
-  dispatchNamed(call, attentionForward(params), { q, k, v, ...bindings, out: target, lse }, plan);
+  if (features.lengths !== "varlen" && heads / kvHeads * seqlenQ <= decodeRows) {
+    const { params, parts } = pickAttentionDecode(call.capabilities, shape, at, storage, features, numSplits);
+    const plan = planAttentionDecode(params, parts, shape, at, settings);
+    if (parts === 1) dispatchNamed(call, attentionDecode(params), { ...views, out: target, lse }, plan.decode);
+    else {
+      const partOut = call.temporary([parts, batch, seqlenQ, heads, valueDim], "f32");
+      const partLse = call.temporary([parts, batch, heads, seqlenQ], "f32");
+      dispatchNamed(call, attentionDecode(params), { ...views, out: partOut, lse: partLse }, plan.decode);
+      const combine = attentionCombine({ valueDim, out: denseOperand(storage.out, valueDim), sinks: features.sinks });
+      dispatchNamed(call, combine, { ...views, partOut, partLse, out: target, lse }, plan.combine);
+    }
+  } else {
+    if (features.lengths === "varlen") { // rows of no sequence
+      fillBits(call, target, 0);
+      fillBits(call, lse, minusInfinity);
+    }
+    const params = pickAttentionForward(call.capabilities, shape, at, storage, features);
+    const plan = planAttentionForward(params, shape, at, settings);
+    dispatchNamed(call, attentionForward(params), { ...views, out: target, lse }, plan);
+  }
   if (target !== out) copy(call, target, out);
 }
 

@@ -162,38 +162,46 @@ export function locateBatch(features: AttentionFeatures): string {
   ].join("\n");
 }
 
+/** Declares where the keys and values of key head `g` lie, after `locateBatch`: `kBase` and `vBase`, in units of a load. */
+export function locateKeys({ lengths, paged, cacheIndex }: AttentionFeatures): string {
+  const base = (name: "k" | "v", step: string): string =>
+    `let ${name}Base = u.${name}Offset + ${step} + g * u.${name}Head;`;
+  if (lengths === "varlen") return ["k", "v"].map((x) => base(x as "k" | "v", `keyRow * u.${x}Seq`)).join("\n");
+  return [
+    `let cacheRow = ${paged ? "0u" : cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
+    base("k", "cacheRow * u.kBatch"),
+    base("v", "cacheRow * u.vBatch"),
+  ].join("\n");
+}
+
 /**
- * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` `kBase` `vBase` in the units of
- * the operands' loads, `lseAt` of the row's statistics, and what the options need for a head.
+ * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` and what `locateKeys` does, `lseAt`
+ * of the row's statistics, and what the features need for a head.
  */
 export function locateHead(features: AttentionFeatures): string {
-  const { lengths, paged, cacheIndex } = features;
   return [
-    ...(lengths === "varlen"
-      ? [
-        "let qBase = u.qOffset + outRow * u.qSeq + h * u.qHead; let lseAt = h * u.sq + outRow;",
-        "let kBase = u.kOffset + keyRow * u.kSeq + g * u.kHead;",
-        "let vBase = u.vOffset + keyRow * u.vSeq + g * u.vHead;",
-      ]
-      : [
-        "let qBase = u.qOffset + b * u.qBatch + h * u.qHead; let lseAt = (b * u.heads + h) * u.sq;",
-        `let cacheRow = ${paged ? "0u" : cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
-        "let kBase = u.kOffset + cacheRow * u.kBatch + g * u.kHead;",
-        "let vBase = u.vOffset + cacheRow * u.vBatch + g * u.vHead;",
-      ]),
+    ...(features.lengths === "varlen"
+      ? ["let qBase = u.qOffset + outRow * u.qSeq + h * u.qHead; let lseAt = h * u.sq + outRow;"]
+      : ["let qBase = u.qOffset + b * u.qBatch + h * u.qHead; let lseAt = (b * u.heads + h) * u.sq;"]),
+    locateKeys(features),
     locateScores(features, "h", ""),
+    locateSeed(features),
   ].filter((line) => line !== "").join("\n");
 }
 
+/** Declares dropout's key. */
+export function locateSeed({ dropout }: AttentionFeatures): string {
+  return dropout ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "";
+}
+
 /** Declares what the scores of head `h` need, in names that end in `suffix`. */
-export function locateScores({ alibi, bias, mask, dropout }: AttentionFeatures, h: string, suffix: string): string {
+export function locateScores({ alibi, bias, mask }: AttentionFeatures, h: string, suffix: string): string {
   const base = (name: string): string =>
     `let ${name}Base${suffix} = u.${name}Offset + b * u.${name}Batch + ${h} * u.${name}Head;`;
   return [
     alibi ? `let slope${suffix} = alibi[b * u.alibiBatch + ${h}] * 1.4426950408889634f;` : "",
     bias === "none" ? "" : base("bias"),
     mask ? base("mask") : "",
-    dropout && suffix === "" ? "let seed = vec2u(dropoutKey[0], dropoutKey[1]);" : "",
   ].filter((line) => line !== "").join("\n");
 }
 

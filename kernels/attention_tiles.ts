@@ -107,26 +107,32 @@ export interface TileRows {
   /** The tile's first row, and how many rows there are in all. */
   readonly first: string;
   readonly limit: string;
+  /** Rows before this one are 0 too, whatever lies there. */
+  readonly least?: string;
+}
+
+function exists(i: string, limit: string, least: string | undefined): string {
+  return `${i} < ${limit}${least === undefined ? "" : ` && ${i} >= ${least}`}`;
 }
 
 /**
  * What `stageDot` loads of an operand: chunk `chunk` of its rows, 0 past the last row and past the row's end. The index
  * is held inside the operand and the value replaced afterwards, so that no load waits for a branch.
  */
-function dotLoad({ depth }: AttentionTile, { name, size, start, first, limit }: TileRows, chunk: string) {
+function dotLoad({ depth }: AttentionTile, { name, size, start, first, limit, least }: TileRows, chunk: string) {
   const size4 = Math.ceil(size / 4), exact = size4 % (depth / 4) === 0;
   return (row: string, d: string): string => {
     const d4 = `(${chunk} * ${depth / 4}u + ${d})`, i = `(${first} + ${row})`;
     const value = `${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${exact ? d4 : `min(${d4}, ${size4 - 1}u)`})`;
-    return `select(vec4f(), ${value}, ${i} < ${limit}${exact ? "" : ` && ${d4} < ${size4}u`})`;
+    return `select(vec4f(), ${value}, ${exists(i, limit, least)}${exact ? "" : ` && ${d4} < ${size4}u`})`;
   };
 }
 
 /** What `stageMix` loads of an operand: rows of chunk `chunk`, 0 past the last one. */
-function mixLoad({ depth }: AttentionTile, { name, start, first, limit }: TileRows, chunk: string) {
+function mixLoad({ depth }: AttentionTile, { name, start, first, limit, least }: TileRows, chunk: string) {
   return (row: string, d4: string): string => {
     const i = `(${first} + ${chunk} * ${depth}u + ${row})`;
-    return `select(vec4f(), ${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${d4}), ${i} < ${limit})`;
+    return `select(vec4f(), ${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${d4}), ${exists(i, limit, least)})`;
   };
 }
 
@@ -289,22 +295,22 @@ export function mixProduct(
 }
 
 /**
- * Statements that combine per-row values of a thread over the `tx` threads of that row, so that all of them end with
- * the whole: by subgroup shuffles, or through the workgroup array `rowScratch`.
+ * Statements that combine values of a thread over the `tx` threads of its row, so that all of them end with the whole: by
+ * subgroup shuffles, or through the workgroup array `rowScratch`.
  */
 export function reduceRows(
-  tile: AttentionTile,
+  tx: number,
   subgroups: boolean,
   names: readonly string[],
   join: (a: string, b: string) => string,
-): string[] {
-  const { tx } = tile, n = names.length;
-  if (tx === 1) return [];
+): string {
+  const n = names.length;
+  if (tx === 1) return "";
   if (subgroups) {
     return each(
       Math.log2(tx),
       (i) => names.map((name) => `${name} = ${join(name, `subgroupShuffleXor(${name}, ${1 << i}u)`)};`).join(" "),
-    );
+    ).join("\n");
   }
   return [
     "workgroupBarrier();",
@@ -315,10 +321,10 @@ export function reduceRows(
     `for (var j = 1u; j < ${tx}u; j++) { let start = (ty * ${tx}u + j) * ${n}u;`,
     ...names.map((name, i) => `${name} = ${join(name, `rowScratch[start + ${i}u]`)};`),
     "}",
-  ];
+  ].join("\n");
 }
 
-/** Declares what `reduceRows` writes through when there are no subgroups. */
-export function rowScratch(tile: AttentionTile, subgroups: boolean): string {
-  return subgroups ? "" : `var<workgroup> rowScratch: array<f32, ${threads(tile) * tile.rows}>;`;
+/** Declares what `reduceRows` writes `count` values of each of `threads` threads through when there are no subgroups. */
+export function rowScratch(threads: number, count: number, subgroups: boolean): string {
+  return subgroups ? "" : `var<workgroup> rowScratch: array<f32, ${threads * count}>;`;
 }

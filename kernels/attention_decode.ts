@@ -1,0 +1,485 @@
+/**
+ * Attention of few queries over many keys: decoding. The query heads of a group (times the queries) are the rows of one
+ * tile, so that every key is read once for all of them, and the keys are split over workgroups.
+ *
+ *   workgroup = (key head, batch row, part of the keys);  thread = (lane, key group)
+ *
+ *   keys ──▶ groups of `lanes` threads take `unroll` keys each a step, 16 bytes a load, 8 numbers a lane
+ *            s = q·k summed over the lanes ─▶ online softmax in each group ─▶ out += p·v, 8 numbers a lane
+ *   end  ──▶ groups are joined through workgroup memory; parts by `attentionCombine`, by lse
+ *
+ * No key passes through workgroup memory: a lane holds its numbers of q and out in registers for all rows.
+ */
+import {
+  type AttentionCapabilities,
+  type AttentionFeatures,
+  type AttentionOperand,
+  type AttentionStorage,
+  denseOperand,
+  featuresName,
+  floor,
+  masked,
+  operandName,
+  operandOf,
+  operandReader,
+  operandType,
+  operandWriter,
+  strideFields,
+  strideUniforms,
+  unpack4,
+  writerFunctions,
+} from "./attention_common.ts";
+import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
+import {
+  type AttentionSettings,
+  changesScores,
+  dropoutText,
+  featureFields,
+  featureFunctions,
+  featureReads,
+  featureUniforms,
+  isEdge,
+  keyRange,
+  keyRow,
+  locateBatch,
+  locateKeys,
+  locateScores,
+  locateSeed,
+  scoreText,
+  visible,
+} from "./attention_options.ts";
+import { reduceRows, rowScratch } from "./attention_tiles.ts";
+import { each, type Kernel, kernel } from "./kernel.ts";
+
+/** Everything that the text of the decoding kernel depends on. */
+export interface AttentionDecodeParams {
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly q: AttentionOperand;
+  readonly k: AttentionOperand;
+  readonly v: AttentionOperand;
+  readonly out: AttentionOperand;
+  readonly features: AttentionFeatures;
+  readonly subgroups: boolean;
+  /** Rows of a tile: query heads of one group, times queries. */
+  readonly rows: number;
+  /** Threads that share a key; a power of two. */
+  readonly lanes: number;
+  /** Keys that are under way at once in a workgroup. */
+  readonly groups: number;
+  /** Keys of a group in one step. */
+  readonly unroll: number;
+  /** The keys are split: out and lse are those of parts, f32. */
+  readonly split: boolean;
+}
+
+/** Vec4f that a lane owns of a row of `size` numbers: pairs of them when loads are eight wide. */
+function pieces({ lanes }: AttentionDecodeParams, { wide }: AttentionOperand, size: number): number {
+  return wide ? 2 * Math.ceil(size / (8 * lanes)) : Math.ceil(size / (4 * lanes));
+}
+
+/** Which vec4f of a row piece `e` of a lane is. */
+function pieceAt({ lanes }: AttentionDecodeParams, { wide }: AttentionOperand, lane: string, e: number): string {
+  return wide ? `(2u * (${lane} + ${(e >> 1) * lanes}u) + ${e & 1}u)` : `(${lane} + ${e * lanes}u)`;
+}
+
+/** Bytes of workgroup memory that the kernel of these parameters takes. */
+export function attentionDecodeMemory(params: AttentionDecodeParams): number {
+  const { v, valueDim, rows, lanes, groups, unroll, subgroups } = params;
+  return groups * rows * 8 + lanes * groups * (pieces(params, v, valueDim) * 16 + (subgroups ? 0 : rows * unroll * 4));
+}
+
+/**
+ * The decoding kernel. Reads q, k, v and what the features read, sinks last when the keys are not split; writes out,
+ * dense [B, Sq, H, Dv], and the bits of lse [B, H, Sq]; of parts out f32 [parts, B, Sq, H, Dv] and lse [parts, B, H, Sq].
+ */
+export function attentionDecode(params: AttentionDecodeParams): Kernel {
+  const { headDim, valueDim, q, k, v, out, features, subgroups, rows, lanes, groups, unroll, split } = params;
+  const name = [
+    `attention_decode_d${headDim}x${valueDim}_r${rows}_l${lanes}x${groups}_u${unroll}`,
+    ...[q, k, v, out].map(operandName),
+    ...(split ? ["split"] : []),
+    ...(subgroups ? ["subgroups"] : []),
+  ].join("_") + featuresName(features);
+  return kernel(name, {
+    reads: {
+      q: operandType(q),
+      k: operandType(k),
+      v: operandType(v),
+      ...featureReads(features),
+      ...(features.sinks ? { sinks: "f32" } : {}),
+    },
+    writes: { out: operandType(out), lse: "u32" },
+    uniforms: {
+      sq: "u32",
+      sk: "u32",
+      heads: "u32",
+      group: "u32",
+      parts: "u32",
+      batch: "u32",
+      scale: "f32",
+      ...strideFields("q"),
+      ...strideFields("k"),
+      ...strideFields("v"),
+      ...featureFields(features),
+    },
+    requires: subgroups ? ["subgroups"] : [],
+  }, () => body(params));
+}
+
+/** Reads piece `e` of the row at `row` as vec4f, into names that start with `to`; nothing outside the row. */
+function loadPieces(
+  params: AttentionDecodeParams,
+  name: "q" | "k" | "v",
+  operand: AttentionOperand,
+  size: number,
+  row: string,
+  to: string,
+  count: number,
+): string[] {
+  const { lanes } = params, size4 = Math.ceil(size / 4);
+  if (!operand.wide) {
+    return each(count, (e) => {
+      // q is spread over the lanes as the keys are.
+      const d4 = pieceAt(params, name === "q" ? params.k : operand, "tx", e);
+      const inside = count * lanes === size4;
+      const read = `${name}_at(${row}, ${inside ? d4 : `min(${d4}, ${size4 - 1}u)`})`;
+      return `let ${to}${e} = ${inside ? read : `select(vec4f(), ${read}, ${d4} < ${size4}u)`};`;
+    });
+  }
+  return each(count / 2, (n) => {
+    const d8 = `(tx + ${n * lanes}u)`, inside = count * lanes === size4;
+    const [a, b] = [
+      `${to}w${n}`,
+      inside ? "" : ` & select(vec4u(), vec4u(0xffffffffu), vec4<bool>(${d8} < ${size / 8}u))`,
+    ];
+    const word = `let ${a} = ${name}[${row} + ${inside ? d8 : `min(${d8}, ${size / 8 - 1}u)`}]${b};`;
+    const { storage } = operand;
+    return `${word} let ${to}${2 * n} = ${unpack4(storage, `${a}.x`, `${a}.y`)}; ` +
+      `let ${to}${2 * n + 1} = ${unpack4(storage, `${a}.z`, `${a}.w`)};`;
+  });
+}
+
+function body(params: AttentionDecodeParams): string {
+  const { headDim, valueDim, q, k, v, out, features, subgroups, rows, lanes, groups, unroll, split } = params;
+  const all = lanes * groups, step = groups * unroll;
+  const keyPieces = pieces(params, k, headDim), valuePieces = pieces(params, v, valueDim);
+  const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
+  const perKey = (f: (n: number) => string): string => each(unroll, f).join("\n");
+  const cells = (f: (r: number, n: number) => string): string => perRow((r) => each(unroll, (n) => f(r, n)).join(" "));
+  const key = (n: number): string => `(k0 + ${n * groups}u + ty)`;
+  const score = (r: number, n: number): string => `s${r}_${n}`;
+  const zeroed = features.leftpad;
+
+  const dots = cells((r, n) =>
+    `var ${score(r, n)} = 0.0f; ${
+      each(keyPieces, (e) =>
+        components.map((x) =>
+          `${score(r, n)} = fma(q${r}_${e}.${x}, k${n}_${e}.${x}, ${score(r, n)});`
+        ).join(" "))
+        .join(" ")
+    }`
+  );
+  const mix = perRow((r) =>
+    each(
+      valuePieces,
+      (e) => each(unroll, (n) => `o${r}_${e} = fma(vec4f(${score(r, n)}), v${n}_${e}, o${r}_${e});`).join(" "),
+    ).join("\n")
+  );
+
+  return `
+${operandReader("q", q, headDim)}
+${k.wide ? "" : operandReader("k", k, headDim)}
+${v.wide ? "" : operandReader("v", v, valueDim)}
+${writerFunctions(out.storage)}
+${operandWriter("out", out, valueDim)}
+${featureFunctions(features)}
+var<workgroup> state: array<vec2f, ${groups * rows}>;
+var<workgroup> outs: array<vec4f, ${all * valuePieces}>;
+${rowScratch(all, rows * unroll, subgroups)}
+@compute @workgroup_size(${all})
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
+  let tx = li % ${lanes}u; let ty = li / ${lanes}u;
+  let kvHeads = u.heads / u.group;
+  let g = group.x % kvHeads; let firstRow = (group.x / kvHeads) * ${rows}u; let b = group.y; let part = group.z;
+  ${locateBatch(features)}
+  ${locateKeys(features)}
+  ${locateSeed(features)}
+  let rowCount = u.group * sq;
+  let q0 = firstRow / u.group;
+  ${
+    perRow((r) =>
+      [
+        `let row${r} = min(firstRow + ${r}u, rowCount - 1u);`,
+        `let i${r} = row${r} / u.group; let h${r} = g * u.group + row${r} % u.group;`,
+        `let qRow${r} = u.qOffset + b * u.qBatch + i${r} * u.qSeq + h${r} * u.qHead;`,
+        ...loadPieces(params, "q", q, headDim, `qRow${r}`, `raw${r}_`, keyPieces),
+        ...each(keyPieces, (e) => `let q${r}_${e} = raw${r}_${e} * u.scale;`),
+        locateScores(features, `h${r}`, String(r)),
+        `var m${r} = ${floor}; var l${r} = 0.0f;`,
+        ...each(valuePieces, (e) => `var o${r}_${e} = vec4f();`),
+      ].join(" ")
+    )
+  }
+  ${keyRange(features, "q0", rows, step)}
+  let share = (max(keyTo, keyFrom) - keyFrom + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;
+  let end = min(keyTo, keyFrom + (part + 1u) * share);
+  for (var k0 = keyFrom + part * share; k0 < end; k0 += ${step}u) {
+    ${perKey((n) => `let j${n} = min(${key(n)}, sk - 1u);`)}
+    ${perKey((n) => loadPieces(params, "k", k, headDim, keyRow(features, "k", `j${n}`), `k${n}_`, keyPieces).join(" "))}
+    ${
+    perKey((n) =>
+      loadPieces(params, "v", v, valueDim, keyRow(features, "v", `j${n}`), zeroed ? `w${n}_` : `v${n}_`, valuePieces)
+        .join(" ")
+    )
+  }
+    ${
+    zeroed
+      ? perKey((n) =>
+        each(valuePieces, (e) => `let v${n}_${e} = select(vec4f(), w${n}_${e}, ${key(n)} >= keyFirst);`).join(" ")
+      )
+      : ""
+  }
+    ${dots}
+    ${
+    reduceRows(
+      lanes,
+      subgroups,
+      each(rows * unroll, (c) => score(Math.floor(c / unroll), c % unroll)),
+      (a, b) => `${a} + ${b}`,
+    )
+  }
+    ${
+    changesScores(features)
+      ? cells((r, n) => `{ ${scoreText(features, score(r, n), `i${r}`, key(n), String(r))} }`)
+      : ""
+  }
+    if (${isEdge(features, "q0", rows, "k0", step)}) {
+      ${cells((r, n) => `${score(r, n)} = select(${masked}, ${score(r, n)}, ${visible(features, `i${r}`, key(n))});`)}
+    }
+    ${
+    perRow((r) =>
+      [
+        `let top${r} = ${each(unroll, (n) => score(r, n)).reduce((a, b) => `max(${a}, ${b})`, `m${r}`)};`,
+        `let f${r} = exp2(m${r} - top${r}); m${r} = top${r}; l${r} *= f${r};`,
+        ...each(valuePieces, (e) => `o${r}_${e} *= f${r};`),
+        ...each(unroll, (n) => `${score(r, n)} = exp2(${score(r, n)} - m${r}); l${r} += ${score(r, n)};`),
+      ].join(" ")
+    )
+  }
+    ${
+    features.dropout
+      ? cells((r, n) =>
+        `{ ${dropoutText(`i${r}`, `${key(n)} >> 2u`, `h${r}`)} ${score(r, n)} *= kept[${key(n)} & 3u]; }`
+      )
+      : ""
+  }
+    ${mix}
+  }
+  if (tx == 0u) { ${perRow((r) => `state[ty * ${rows}u + ${r}u] = vec2f(m${r}, l${r});`)} }
+  workgroupBarrier();
+  ${
+    perRow((r) =>
+      [
+        "{",
+        `var top = ${floor}; for (var n = 0u; n < ${groups}u; n++) { top = max(top, state[n * ${rows}u + ${r}u].x); }`,
+        "var sum = 0.0f;",
+        `for (var n = 0u; n < ${groups}u; n++) { let x = state[n * ${rows}u + ${r}u]; sum += x.y * exp2(x.x - top); }`,
+        `let f = exp2(m${r} - top);`,
+        "workgroupBarrier();",
+        ...each(valuePieces, (e) => `outs[li * ${valuePieces}u + ${e}u] = o${r}_${e} * f;`),
+        "workgroupBarrier();",
+        finish(r),
+        "}",
+      ].join("\n")
+    )
+  }
+}`;
+
+  function finish(r: number): string {
+    const place = split ? `part * u.batch * sq + outRow + i${r}` : `outRow + i${r}`;
+    const lsePlace = `(${split ? "part * u.batch + b" : "b"}) * u.heads * sq + h${r} * sq + i${r}`;
+    const keep = features.dropout ? "u.keepScale" : "1.0f";
+    const whole = features.sinks
+      ? `let sink = sinks[h${r}] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
+         let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f);
+         let by = select(0.0f, drop * ${keep} / total, total > 0.0f);`
+      : `let highest = top; let total = sum; let by = select(0.0f, ${keep} / total, total > 0.0f);`;
+    return `if (firstRow + ${r}u < rowCount) {
+      ${whole}
+      for (var x = li; x < ${lanes * valuePieces}u; x += ${all}u) {
+        let lane = x / ${valuePieces}u; var y = vec4f();
+        for (var n = 0u; n < ${groups}u; n++) { y += outs[n * ${lanes * valuePieces}u + x]; }
+        let e = x % ${valuePieces}u;
+        out_put(((${place}) * u.heads + h${r}) * ${valueDim}u, ${
+      v.wide ? `2u * (lane + (e >> 1u) * ${lanes}u) + (e & 1u)` : `lane + e * ${lanes}u`
+    }, y * by);
+      }
+      if (li == 0u) {
+        lse[${lsePlace}] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
+      }
+    }`;
+  }
+}
+
+const components = ["x", "y", "z", "w"];
+
+/** What the combining kernel depends on. */
+export interface AttentionCombineParams {
+  readonly valueDim: number;
+  readonly out: AttentionOperand;
+  readonly sinks: boolean;
+}
+
+/**
+ * Joins parts by their lse: out = Σ e^(lse_n − lse)·out_n. Reads partOut f32 [parts, B, Sq, H, Dv], partLse f32
+ * [parts, B, H, Sq] and sinks; writes out and the bits of lse. A workgroup a row: 32 lanes along Dv, 8 along the parts.
+ */
+export function attentionCombine({ valueDim, out, sinks }: AttentionCombineParams): Kernel {
+  const part = denseOperand("f32", valueDim), lanes = 32, groups = 8, size4 = Math.ceil(valueDim / 4);
+  const name = `attention_combine_d${valueDim}_${operandName(out)}${sinks ? "_sinks" : ""}`;
+  const units = part.vector ? size4 : valueDim, count = Math.ceil(size4 / lanes);
+  return kernel(name, {
+    reads: { partOut: operandType(part), partLse: "f32", ...(sinks ? { sinks: "f32" } : {}) },
+    writes: { out: operandType(out), lse: "u32" },
+    uniforms: { sq: "u32", heads: "u32", rows: "u32", parts: "u32", groups: "u32" },
+  }, () => `
+${operandReader("partOut", part, valueDim)}
+${writerFunctions(out.storage)}
+${operandWriter("out", out, valueDim)}
+var<workgroup> state: array<vec2f, ${groups}>;
+var<workgroup> outs: array<vec4f, ${lanes * groups}>;
+@compute @workgroup_size(${lanes * groups})
+fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
+  let tx = li % ${lanes}u; let ty = li / ${lanes}u;
+  let row = group.y * u.groups + group.x;
+  if (row >= u.rows) { return; }
+  let h = row % u.heads; let i = (row / u.heads) % u.sq; let b = row / u.heads / u.sq;
+  let at = (b * u.heads + h) * u.sq + i;
+  var m = ${floor}; var l = 0.0f;
+  ${each(count, (e) => `var o${e} = vec4f();`).join(" ")}
+  for (var n = ty; n < u.parts; n += ${groups}u) {
+    let x = max(partLse[n * u.rows + at] * 1.4426950408889634f, ${masked});
+    let top = max(m, x); let f = exp2(m - top); let p = exp2(x - top);
+    m = top; l = l * f + p;
+    ${
+    each(count, (e) => {
+      const d4 = `(tx + ${e * lanes}u)`;
+      const read = `partOut_at((n * u.rows + row) * ${units}u, ${
+        size4 % lanes === 0 ? d4 : `min(${d4}, ${size4 - 1}u)`
+      })`;
+      return `o${e} = fma(vec4f(p), ${read}, o${e} * f);`;
+    }).join(" ")
+  }
+  }
+  if (tx == 0u) { state[ty] = vec2f(m, l); }
+  workgroupBarrier();
+  var top = ${floor}; var sum = 0.0f;
+  for (var n = 0u; n < ${groups}u; n++) { top = max(top, state[n].x); }
+  for (var n = 0u; n < ${groups}u; n++) { sum += state[n].y * exp2(state[n].x - top); }
+  let f = exp2(m - top);
+  ${
+    sinks
+      ? `let sink = sinks[h] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
+  let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f); let by = select(0.0f, drop / total, total > 0.0f);`
+      : "let highest = top; let total = sum; let by = select(0.0f, 1.0f / total, total > 0.0f);"
+  }
+  ${
+    each(count, (e) =>
+      `outs[li] = o${e} * f;
+  workgroupBarrier();
+  if (ty == 0u) {
+    var y = vec4f();
+    for (var n = 0u; n < ${groups}u; n++) { y += outs[n * ${lanes}u + tx]; }
+    out_put(row * ${valueDim}u, tx + ${e * lanes}u, y * by);
+  }
+  workgroupBarrier();`).join("\n")
+  }
+  if (li == 0u) {
+    lse[at] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
+  }
+}`);
+}
+
+/** Most rows (query heads of a group, times queries) for which decoding is the better kernel. */
+export const decodeRows = 32;
+
+/** Workgroups that fill a large device several times over; WebGPU does not tell how large one is. */
+const enough = 1024;
+/** Fewest keys of a part that are worth a workgroup of their own. */
+const leastKeys = 256;
+
+/**
+ * Chooses the decoding kernel of a call and the number of parts.
+ *
+ * @param numSplits parts that the caller wants; 0 chooses
+ */
+export function pickAttentionDecode(
+  { subgroupSize, maxWorkgroupMemory, maxInvocations }: AttentionCapabilities,
+  { batch, seqlenQ, seqlenK, heads, kvHeads, headDim, valueDim }: AttentionShape,
+  at: AttentionLayout,
+  storage: { q: AttentionStorage; k: AttentionStorage; v: AttentionStorage; out: AttentionStorage },
+  features: AttentionFeatures,
+  numSplits: number,
+): { params: AttentionDecodeParams; parts: number } {
+  const count = heads / kvHeads * seqlenQ, rows = count <= 1 ? 1 : count <= 2 ? 2 : count <= 4 ? 4 : 8;
+  const units = batch * kvHeads * Math.ceil(count / rows);
+  const wanted = Math.min(Math.floor(enough / units), Math.ceil(seqlenK / leastKeys));
+  const parts = Math.max(1, numSplits === 0 ? wanted : Math.min(numSplits, seqlenK));
+  const wideOf = (name: "k" | "v", size: number): AttentionOperand => {
+    const operand = operandOf(storage[name], size, at[name]);
+    const { offset, batch, seq, head } = at[name];
+    return { ...operand, wide: storage[name] !== "f32" && [size, offset, batch, seq, head].every((n) => n % 8 === 0) };
+  };
+  const dim = Math.max(headDim, valueDim), lanes = dim <= 64 ? 8 : dim <= 128 ? 16 : 32;
+  const params: AttentionDecodeParams = {
+    headDim,
+    valueDim,
+    q: operandOf(storage.q, headDim, at.q),
+    k: wideOf("k", headDim),
+    v: wideOf("v", valueDim),
+    out: denseOperand(parts > 1 ? "f32" : storage.out, valueDim),
+    features: { ...features, sinks: features.sinks && parts === 1 },
+    subgroups: subgroupSize >= lanes,
+    rows,
+    lanes,
+    groups: Math.min(128, maxInvocations) / lanes,
+    unroll: rows === 8 ? 2 : 4,
+    split: parts > 1,
+  };
+  const fitting = attentionDecodeMemory(params) <= maxWorkgroupMemory ? params : { ...params, groups: 32 / lanes };
+  return { params: fitting, parts };
+}
+
+/** Workgroups and uniforms of the decoding kernel and, for the parts, of the combining one. */
+export function planAttentionDecode(
+  params: AttentionDecodeParams,
+  parts: number,
+  { batch, seqlenQ, seqlenK, heads, kvHeads }: AttentionShape,
+  at: AttentionLayout,
+  settings: AttentionSettings,
+): { decode: AttentionPlan; combine: AttentionPlan } {
+  const tiles = Math.ceil(heads / kvHeads * seqlenQ / params.rows), rows = batch * seqlenQ * heads;
+  const groups = Math.min(65535, rows);
+  return {
+    decode: {
+      workgroups: [kvHeads * tiles, batch, parts],
+      uniforms: {
+        sq: seqlenQ,
+        sk: seqlenK,
+        heads,
+        group: heads / kvHeads,
+        parts,
+        batch,
+        ...strideUniforms("q", params.q, at.q),
+        ...strideUniforms("k", params.k, at.k),
+        ...strideUniforms("v", params.v, at.v),
+        ...featureUniforms(params.features, settings),
+      },
+    },
+    combine: {
+      workgroups: [groups, groups === 0 ? 0 : Math.ceil(rows / groups), 1],
+      uniforms: { sq: seqlenQ, heads, rows, parts, groups },
+    },
+  };
+}
