@@ -4,6 +4,7 @@ import type { Op } from "../tensor/op.ts";
 import { type OpName, ops, type ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
+import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
@@ -181,6 +182,8 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   // attention
   attention: lowerAttention,
   attentionBackward: lowerAttentionBackward,
+  cacheAppend: lowerCacheAppend,
+  cacheAttention: lowerCacheAttention,
   // matmul
   matmul: lowerMatmul,
 };
