@@ -37,6 +37,7 @@
  * 8192x4096: f32 3181 and 1940, f16 2249 and 1481. For one vector a group of lanes does best with one row, for more with two.
  */
 import { each, type Kernel, kernel, type KernelInterface, type UniformType, wgsl } from "./kernel.ts";
+import { pack2, roundingFunctions } from "./storage.ts";
 
 /** Element types of an operand; f16 and bf16 are packed two to a u32. */
 export type MatmulDType = "f32" | "f16" | "bf16";
@@ -137,12 +138,7 @@ fn load_${x}(i: u32) -> vec4f { return vec4f(${each(4, (j) => `load1_${x}(i + ${
 /** Two f32 → one u32 of 16-bit elements, rounded to the nearest, ties to even. */
 function packer(dtype: MatmulDType): string {
   if (dtype === "f32") return "";
-  if (dtype === "f16") return "fn pack(v: vec2f) -> u32 { return pack2x16float(v); }";
-  return wgsl`fn round_bf16(v: f32) -> u32 {
-  let b = bitcast<u32>(v);
-  return select((b + 0x7fffu + ((b >> 16u) & 1u)) >> 16u, (b >> 16u) | 0x40u, (b & 0x7fffffffu) > 0x7f800000u);
-}
-fn pack(v: vec2f) -> u32 { return round_bf16(v.x) | (round_bf16(v.y) << 16u); }`;
+  return `${roundingFunctions(dtype)}\nfn pack(v: vec2f) -> u32 { return ${pack2(dtype, "v.x", "v.y")}; }`;
 }
 
 /** `store(start, n, v)`: columns n … n + 3 of the row of C that starts at element `start`, as far as they exist. */
