@@ -10,7 +10,12 @@ export class PooledBuffer implements Storage {
   bytes = 0;
   /** The batch that used it last, so that a host write knows whether to send that batch first. */
   usedIn = -1;
-  constructor(readonly pool: BufferPool, readonly id: number, readonly buffer: GPUBuffer, readonly capacity: number) {}
+  constructor(
+    readonly pool: Pick<BufferPool, "give">,
+    readonly id: number,
+    readonly buffer: GPUBuffer,
+    readonly capacity: number,
+  ) {}
   free(): void {
     this.pool.give(this);
   }

@@ -58,8 +58,8 @@ export class Pipelines {
   }
 
   /** The bind group of a pipeline over these buffers. */
-  bind({ layout, signature, uniformBytes }: Pipeline, buffers: readonly PooledBuffer[]): GPUBindGroup {
-    let key = signature;
+  bind(pipeline: Pipeline, buffers: readonly PooledBuffer[]): GPUBindGroup {
+    let key = pipeline.signature;
     for (let i = 0; i < buffers.length; i++) key += "," + buffers[i].id;
     const known = this.#groups.get(key);
     if (known !== undefined) return known;
@@ -67,11 +67,7 @@ export class Pipelines {
       this.#groups = new Map();
       this.#keysOf = new Map();
     }
-    const entries: GPUBindGroupEntry[] = buffers.map(({ buffer }, binding) => ({ binding, resource: { buffer } }));
-    if (uniformBytes > 0) {
-      entries.push({ binding: buffers.length, resource: { buffer: this.#uniforms, size: slotBytes(uniformBytes) } });
-    }
-    const group = this.#device.device.createBindGroup({ layout, entries });
+    const group = this.createGroup(pipeline, buffers, this.#uniforms);
     this.#groups.set(key, group);
     for (const { id } of buffers) {
       const keys = this.#keysOf.get(id);
@@ -79,6 +75,19 @@ export class Pipelines {
       else keys.push(key);
     }
     return group;
+  }
+
+  /** A bind group that the caller keeps, its uniform block at a dynamic offset in a buffer. */
+  createGroup(
+    { layout, uniformBytes }: Pipeline,
+    buffers: readonly PooledBuffer[],
+    uniforms: GPUBuffer,
+  ): GPUBindGroup {
+    const entries: GPUBindGroupEntry[] = buffers.map(({ buffer }, binding) => ({ binding, resource: { buffer } }));
+    if (uniformBytes > 0) {
+      entries.push({ binding: buffers.length, resource: { buffer: uniforms, size: slotBytes(uniformBytes) } });
+    }
+    return this.#device.device.createBindGroup({ layout, entries });
   }
 
   /** Drops the bind groups that hold a destroyed buffer. */

@@ -11,6 +11,18 @@ const maxBatch = 64;
 /** Room for the uniforms of a batch. */
 const uniformCapacity = 256 * 1024;
 
+/** A dispatch with all that it needs, its uniforms too. */
+export interface BoundDispatch {
+  readonly pipeline: GPUComputePipeline;
+  /** Null until it is bound, which must be before it goes out. */
+  readonly group: GPUBindGroup | null;
+  /** Of the uniform block; none without one. */
+  readonly offset: number[];
+  readonly x: number;
+  readonly y: number;
+  readonly z: number;
+}
+
 /** The dispatches that wait, and the way out. */
 export class DispatchQueue {
   /** The batch that is being collected. */
@@ -76,6 +88,34 @@ export class DispatchQueue {
     if (timestampWrites !== undefined) this.#endPass();
     this.#count++;
     for (const buffer of buffers) buffer.usedIn = this.batch;
+  }
+
+  /**
+   * Adds recorded dispatches to the batch, which goes out when it is full now.
+   * @param timestamps for each dispatch, which then has a pass of its own
+   */
+  replay(
+    dispatches: readonly BoundDispatch[],
+    timestamps?: (dispatch: BoundDispatch) => GPUComputePassTimestampWrites,
+  ): void {
+    this.#encoder ??= this.#device.createCommandEncoder();
+    let pass = this.#pass ??= this.#encoder.beginComputePass();
+    let last = this.#pipeline;
+    for (let i = 0; i < dispatches.length; i++) {
+      const dispatch = dispatches[i];
+      if (timestamps !== undefined) {
+        this.#endPass();
+        pass = this.#pass = this.#encoder.beginComputePass({ timestampWrites: timestamps(dispatch) });
+        last = null;
+      }
+      if (last !== dispatch.pipeline) pass.setPipeline(last = dispatch.pipeline);
+      pass.setBindGroup(0, dispatch.group, dispatch.offset);
+      pass.dispatchWorkgroups(dispatch.x, dispatch.y, dispatch.z);
+    }
+    this.#pipeline = last;
+    if (timestamps !== undefined) this.#endPass();
+    this.#count += dispatches.length;
+    if (this.#count >= maxBatch) this.flush();
   }
 
   /** Adds a copy between buffers to the batch. */

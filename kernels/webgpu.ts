@@ -1,5 +1,5 @@
 /** The WebGPU backend: tensors in pooled buffers, ops as batched dispatches. */
-import type { Backend, Capabilities, LaunchLog, MemoryInfo } from "../tensor/backend.ts";
+import type { Backend, Capabilities, LaunchLog, MemoryInfo, Recorder } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { DeviceError, DeviceLostError, UnsupportedError, ValueError } from "../tensor/errors.ts";
 import type { Op, Spec } from "../tensor/op.ts";
@@ -15,6 +15,8 @@ import { Pipelines } from "./pipelines.ts";
 import { type Cost, labelOf, Profiler } from "./profiler.ts";
 import { DispatchQueue } from "./queue.ts";
 import { Readback } from "./readback.ts";
+import { DeviceRecorder, Tracing } from "./recorder.ts";
+import { Replay } from "./replay.ts";
 import { storageBytes } from "./storage.ts";
 
 /** How to open the WebGPU backend. */
@@ -28,11 +30,11 @@ export interface WebGpuOptions {
 /** What a call needs of its backend. */
 interface Parts {
   readonly capabilities: Capabilities;
-  readonly pool: BufferPool;
-  readonly queue: DispatchQueue;
+  readonly pool: Pick<BufferPool, "take">;
+  readonly queue: Pick<DispatchQueue, "dispatch">;
   readonly pipelines: Pipelines;
   /** While a profile is taken. */
-  readonly profiler: Profiler | null;
+  readonly profiler: Pick<Profiler | Tracing, "launch"> | null;
 }
 
 /** One call of an op on this device. */
@@ -97,6 +99,9 @@ class WebGpuBackend implements Backend {
   readonly #pipelines: Pipelines;
   readonly #readback: Readback;
   #parts: Parts;
+  #profiler: Profiler | null = null;
+  /** While a call is recorded. */
+  #tracing: Tracing | null = null;
   #failure: Error | null = null;
   #closed = false;
 
@@ -112,8 +117,7 @@ class WebGpuBackend implements Backend {
     const { maxBinding } = device.capabilities;
     this.#pool = new BufferPool(device.device, maxBinding, (id) => this.#pipelines.forget(id), fail);
     this.#readback = new Readback(device.device, this.#queue);
-    const { capabilities } = device;
-    this.#parts = { capabilities, pool: this.#pool, queue: this.#queue, pipelines: this.#pipelines, profiler: null };
+    this.#parts = this.#assemble();
     device.device.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
       fail(new DeviceError("webgpu", (event as GPUUncapturedErrorEvent).error.message));
@@ -136,11 +140,12 @@ class WebGpuBackend implements Backend {
     const words = dtype === "bool" ? new Uint8Array(Uint32Array.from(bytes).buffer) : bytes;
     const buffer = this.#pool.take(words.byteLength, "upload");
     if (words.byteLength > 0) this.#queue.write(buffer, padded(words));
+    this.#tracing?.upload(buffer, words);
     return buffer;
   }
 
   copy(x: Tensor): Storage {
-    const buffer = this.#pool.take(x.size * storageBytes(x.dtype), "copy");
+    const buffer = this.#parts.pool.take(x.size * storageBytes(x.dtype), "copy");
     if (x.size > 0) {
       const to = { shape: x.shape, strides: stridesOf(x.shape), offset: 0, dtype: x.dtype, buffer };
       copy(new DeviceCall(this.#parts, "copy", [], [to], {}), this.#view(x, "copy"), to);
@@ -158,8 +163,9 @@ class WebGpuBackend implements Backend {
     this.#check(op.name);
     const lower = lowerings[op.name as OpName] as ((call: Lowering<P>) => void) | undefined;
     if (lower === undefined) throw new UnsupportedError(op.name, "this op has no kernel");
+    const { pool } = this.#parts;
     const results = outputs.map(({ shape, dtype }, i): View => ({
-      buffer: (into[i] as PooledBuffer | undefined) ?? this.#pool.take(sizeOf(shape) * storageBytes(dtype), op.name),
+      buffer: (into[i] as PooledBuffer | undefined) ?? pool.take(sizeOf(shape) * storageBytes(dtype), op.name),
       shape,
       strides: stridesOf(shape),
       offset: 0,
@@ -194,6 +200,7 @@ class WebGpuBackend implements Backend {
   }
 
   async synchronize(): Promise<void> {
+    this.#refuseRecording("synchronize");
     this.#queue.flush();
     if (this.#readback.immediate) this.#readback.readSync(this.#queue.uniforms, 0, 4);
     else await this.#device.device.queue.onSubmittedWorkDone();
@@ -211,16 +218,32 @@ class WebGpuBackend implements Backend {
   profile(): LaunchLog {
     this.#check("profile");
     if (!this.capabilities.timestamps) throw new UnsupportedError("profile", "this device has no timestamps");
-    if (this.#parts.profiler !== null) throw new ValueError("profile", "a profile is running: they do not nest");
+    if (this.#profiler !== null) throw new ValueError("profile", "a profile is running: they do not nest");
     const profiler = new Profiler(this.#device.device);
-    this.#parts = { ...this.#parts, profiler };
+    this.#profiler = profiler;
+    this.#parts = this.#assemble();
     return {
       stop: () => {
-        this.#parts = { ...this.#parts, profiler: null };
+        this.#profiler = null;
+        this.#parts = this.#assemble();
         this.#queue.flush();
         return profiler.finish((buffer, offset, bytes) => this.#readback.read(buffer, offset, bytes));
       },
     };
+  }
+
+  record(): Recorder {
+    this.#check("compile");
+    const tracing = new Tracing(this.#queue.uniforms);
+    const standIn = (on: Tracing | null) => () => {
+      this.#tracing = on;
+      this.#parts = this.#assemble();
+    };
+    const by = { enter: standIn(tracing), leave: standIn(null) };
+    return new DeviceRecorder(tracing, by, (results) => {
+      const parts = { device: this.#device.device, pool: this.#pool, queue: this.#queue, pipelines: this.#pipelines };
+      return new Replay(parts, tracing, results, () => this.#profiler, () => this.#check("compile"));
+    });
   }
 
   dispose(): void {
@@ -228,6 +251,20 @@ class WebGpuBackend implements Backend {
     this.#queue.flush();
     this.#pool.close();
     this.#device.device.destroy();
+  }
+
+  /** What calls work with now. */
+  #assemble(): Parts {
+    const parts = { capabilities: this.capabilities, pipelines: this.#pipelines };
+    const tracing = this.#tracing;
+    return tracing === null
+      ? { ...parts, pool: this.#pool, queue: this.#queue, profiler: this.#profiler }
+      : { ...parts, pool: tracing, queue: tracing, profiler: tracing };
+  }
+
+  #refuseRecording(op: string): void {
+    if (this.#tracing === null) return;
+    throw new UnsupportedError(op, "a compiled function runs later than it is recorded: return tensors and read those");
   }
 
   /** Errors that the device reported since the last call are thrown by this one. */
@@ -248,6 +285,7 @@ class WebGpuBackend implements Backend {
   /** Where in which buffer the elements of a layout lie dense, in whole words; null for no elements. */
   #part(storage: Storage, layout: Layout, dtype: DType): Part | null {
     this.#check("data");
+    this.#refuseRecording("data");
     const size = sizeOf(layout.shape);
     if (size === 0) return null;
     const width = storageBytes(dtype);

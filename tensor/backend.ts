@@ -58,6 +58,43 @@ export interface LaunchLog {
   stop(): Promise<readonly Launch[]>;
 }
 
+/** Takes down what ops would run, instead of running it. */
+export interface Recorder {
+  /** Storage that stands for one which every replay is given: as many bytes as the tensor's own. */
+  standIn(x: Tensor): Storage;
+  /** Runs `f` with this recorder in the device's place. */
+  during<T>(f: () => T): T;
+  /** Whether the storage was made while recording: it has no bytes. */
+  made(storage: Storage): boolean;
+  /** Whether an op wrote in place into a stand-in. */
+  replaced(standIn: Storage): boolean;
+  /** What another recording does otherwise, in words; null when both do the same. */
+  difference(other: Recorder): string | null;
+  /**
+   * Makes ready to run it all again and again.
+   * @param results storages made while recording that each replay makes anew
+   */
+  plan(results: readonly Storage[]): Recording;
+  /** Lets go of what was recorded. */
+  free(): void;
+}
+
+/** What was recorded, ready to run. */
+export interface Recording {
+  /** How many dispatches one replay is. */
+  readonly dispatches: number;
+  /** Bytes that it keeps for values between its dispatches. */
+  readonly bytes: number;
+  /**
+   * Runs it.
+   * @param given one storage for each stand-in, in the order of their making
+   * @returns one new storage for each result
+   */
+  replay(given: readonly Storage[]): Storage[];
+  /** Frees what it keeps. */
+  free(): void;
+}
+
 /** Where tensors live and ops run. */
 export interface Backend {
   /** `cpu` or `webgpu`. */
@@ -95,6 +132,8 @@ export interface Backend {
    * @throws {UnsupportedError} when the device has no clock
    */
   profile?(): LaunchLog;
+  /** Begins a recording; a backend without it runs what is compiled as it comes. */
+  record?(): Recorder;
   /** Frees the device; tensors on it are gone. */
   dispose(): void;
 }

@@ -12,13 +12,41 @@ export function track<T extends Tensor>(x: T): T {
   return x;
 }
 
-/** Runs `f` outside every scope: what it makes lives until it is disposed. */
+/** Something that stands in the place of a device for a while. */
+export interface Detour {
+  enter(): void;
+  leave(): void;
+}
+
+const detours: Detour[] = [];
+
+/** Runs `f` under a detour. */
+export function detour<T>(by: Detour, f: () => T): T {
+  detours.push(by);
+  by.enter();
+  try {
+    return f();
+  } finally {
+    by.leave();
+    detours.splice(detours.lastIndexOf(by), 1);
+  }
+}
+
+/** Whether calls run under a detour now. */
+export function detoured(): boolean {
+  return detours.length > 0;
+}
+
+/** Runs `f` outside every scope and detour: what it makes is real, and lives until it is disposed. */
 export function unscoped<T>(f: () => T): T {
-  const kept = open.splice(0);
+  const kept = open.splice(0), left = detours.splice(0);
+  for (const by of left) by.leave();
   try {
     return f();
   } finally {
     open.push(...kept);
+    detours.push(...left);
+    for (const by of left) by.enter();
   }
 }
 
