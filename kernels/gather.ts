@@ -1,146 +1,179 @@
 /**
- * Gathering and scattering along one axis, seen as [outer, length, inner] and [outer, count, inner].
+ * Gathering and scattering along an axis.
  *
- *   take        thread per result element (four where inner allows): reads its index, then its element
- *   scatterAdd  workgroup per update and 256 columns: if an equal index stands earlier it leaves; else it owns that row
- *               and adds all equal ones in order, so there are no atomics and sums are equal to the bit
+ *   take         thread t moves one word (or four) of the result, whatever the dtype: 16-bit rows of even length are rows
+ *                of words too
+ *   scatterAdd   1. order: thread i counts, over all updates, those of a smaller index and earlier ones of its own; the
+ *                   sum is its place in a stable sort, written without atomics
+ *                2. add: the workgroup at the start of a run of equal indices adds the run to its row, in order
  *
- *     indices  7 3 7 7 3        update 0 owns row 7 and adds 0, 2, 3; update 1 owns row 3 and adds 1, 4
+ * So equal indices add up in the same order each time and results are equal to the bit from run to run. Step 1 compares
+ * every pair, and takes at most 16384 updates at a time to stay small.
+ *
+ * Floor for taking 2^16 rows of 1024 f32: 268 MB read and written at 4.07 TB/s = 0.13 ms.
  */
 import { type DType, isFloat } from "../tensor/dtype.ts";
 import { sizeOf } from "../tensor/shape.ts";
 import { globalIndex, gridFor } from "./elementwise.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
-import { copy, type Lowering } from "./lowering.ts";
-import { computeType, isPacked, load, storageType, storageType4, stored } from "./storage.ts";
+import { copy, type Lowering, type View } from "./lowering.ts";
+import { isPacked, load, storageBytes, storageType, storageType4, unpack4 } from "./storage.ts";
 
-/** What an index outside the axis reads. */
-function missing(dtype: DType, vec: 1 | 4): string {
-  if (isPacked(dtype)) {
-    const twice = dtype === "f16" ? "0x7e007e00u" : "0x7fc07fc0u";
-    return vec === 4 ? `vec2u(${twice})` : "bitcast<f32>(u.nan)";
-  }
-  const one = isFloat(dtype) ? "bitcast<f32>(u.nan)" : dtype === "bool" ? "false" : `${dtype}(0)`;
-  return vec === 4 ? `${storageType4(dtype)}(${stored(dtype, one)})` : one;
-}
-
-/** y[o, i, j] = x[o, indices[i], j]; inner, and x's offset, in units of `vec` elements. */
-export const take = (dtype: DType, index: "i32" | "u32", vec: 1 | 4): Kernel => {
-  const output = isPacked(dtype) && vec === 1 ? "f32" : dtype;
-  return kernel(`take_v${vec}_${dtype}_${index}`, {
-    reads: { x: vec === 4 ? storageType4(dtype) : storageType(dtype), indices: index },
-    writes: { y: vec === 4 ? storageType4(output) : storageType(output) },
-    uniforms: {
-      n: "u32",
-      length: "u32",
-      count: "u32",
-      inner: "u32",
-      offset: "u32",
-      first: "u32",
-      nan: "u32",
-    },
-  }, () => `
-@compute @workgroup_size(256) fn main(
+const entry = (lanes: number) =>
+  `@compute @workgroup_size(${lanes}) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
-) {
+)`;
+
+/** y[o, i] = x[o, index i], rows of words. */
+const take = (vec: 1 | 4): Kernel => {
+  const type = vec === 4 ? "vec4u" : "u32";
+  return kernel(`take_v${vec}`, {
+    reads: { x: type, index: "u32" },
+    writes: { y: type },
+    uniforms: { n: "u32", inner: "u32", count: "u32", length: "u32", x: "u32", index: "u32", missing: "u32" },
+  }, () =>
+    `${entry(256)} {
   let t = ${globalIndex};
   if (t >= u.n) { return; }
-  let j = t % u.inner; let rest = t / u.inner;
-  let row = u32(indices[u.first + rest % u.count]); // a negative index is a large one
-  let at = u.offset + (rest / u.count * u.length + min(row, u.length - 1u)) * u.inner + j;
-  if (row < u.length) { y[t] = ${vec === 4 ? "x[at]" : stored(output, load(dtype, "x", "at"))}; }
-  else { y[t] = ${vec === 4 ? missing(dtype, 4) : stored(output, missing(dtype, 1))}; }
+  let row = t / u.inner;
+  let column = t % u.inner;
+  let outer = row / u.count;
+  let at = index[u.index + row % u.count];
+  var value = ${type}(u.missing);
+  if (at < u.length) { value = x[u.x + (outer * u.length + at) * u.inner + column]; }
+  y[t] = value;
 }`);
 };
 
-/** Columns that an owner adds up, 64 apart. */
-const columns = 4;
-
-/** y[o, indices[i], j] += updates[o, i, j] in the order of i. */
-export const scatterAdd = (dtype: DType, update: DType, index: "i32" | "u32"): Kernel =>
-  kernel(`scatter_add_${dtype}_${update}_${index}`, {
-    reads: { updates: storageType(update), indices: index },
-    writes: { y: storageType(dtype) },
-    uniforms: {
-      length: "u32",
-      count: "u32",
-      inner: "u32",
-      offset: "u32",
-      first: "u32",
-      blocks: "u32",
-      groups: "u32",
-    },
+/** The places of updates `first` … `first + n − 1` in a stable sort by index, and the lengths of runs at their starts. */
+const order = (): Kernel =>
+  kernel("scatter_order", {
+    reads: { index: "u32" },
+    writes: { sorted: "u32", runs: "u32" },
+    uniforms: { n: "u32", first: "u32", index: "u32" },
   }, () => `
-var<workgroup> earlier: atomic<u32>;
-@compute @workgroup_size(64) fn main(
-  @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
-) {
-  let id = group.y * groups.x + group.x;
-  let mine = id / u.blocks % u.count;
-  let outer = id / u.blocks / u.count;
-  let row = u32(indices[u.first + mine]); // a negative index is a large one
-  for (var i = lane; i < mine; i += 64u) {
-    if (u32(indices[u.first + i]) == row) { atomicOr(&earlier, 1u); break; }
+var<workgroup> tile: array<u32, 256>;
+${entry(256)} {
+  let i = ${globalIndex};
+  let own = index[u.index + u.first + min(i, u.n - 1u)];
+  var below = 0u; var before = 0u; var same = 0u;
+  for (var start = 0u; start < u.n; start += 256u) {
+    workgroupBarrier();
+    tile[lane] = index[u.index + u.first + min(start + lane, u.n - 1u)];
+    workgroupBarrier();
+    let end = min(256u, u.n - start);
+    for (var j = 0u; j < end; j++) {
+      let other = tile[j];
+      below += u32(other < own);
+      same += u32(other == own);
+      before += u32(other == own && start + j < i);
+    }
   }
-  workgroupBarrier();
-  if (atomicLoad(&earlier) != 0u || row >= u.length || id >= u.groups) { return; }
-  let j0 = id % u.blocks * ${64 * columns}u + lane;
-  let place = (outer * u.length + row) * u.inner + j0;
-  ${
-    each(columns, (c) => `let in${c} = j0 + ${64 * c}u < u.inner; var sum${c} = ${computeType(dtype)}(0);`).join("\n  ")
+  if (i < u.n) {
+    sorted[below + before] = u.first + i;
+    runs[below + before] = select(0u, same, before == 0u);
   }
-  ${each(columns, (c) => `if (in${c}) { sum${c} = y[place + ${64 * c}u]; }`).join("\n  ")}
-  for (var i = mine; i < u.count; i++) {
-    if (u32(indices[u.first + i]) != row) { continue; }
-    let source = u.offset + (outer * u.count + i) * u.inner + j0;
-    ${
-    each(columns, (c) => `if (in${c}) { sum${c} += ${load(update, "updates", `source + ${64 * c}u`)}; }`).join("\n    ")
-  }
-  }
-  ${each(columns, (c) => `if (in${c}) { y[place + ${64 * c}u] = sum${c}; }`).join("\n  ")}
 }`);
 
-/** y = elements of x by their places along an axis. */
-export function lowerTake(call: Lowering<{ axis: number }>): void {
-  const { axis } = call.params, [y] = call.outputs;
-  const inner = sizeOf(call.inputs[0].shape.slice(axis + 1)), length = call.inputs[0].shape[axis];
-  const vec = inner % 4 === 0 ? 4 : 1;
-  const x = call.dense(call.inputs[0], vec), indices = call.dense(call.inputs[1], 1);
-  const n = sizeOf(y.shape) / vec;
-  const result = isPacked(y.dtype) && vec === 1 ? call.temporary(y.shape, "f32") : y;
-  const uniforms = {
-    n,
-    length,
-    count: sizeOf(indices.shape),
-    inner: inner / vec,
-    offset: x.offset / vec,
-    first: indices.offset,
-    nan: 0x7fc00000,
-  };
-  const kernel = take(x.dtype, indices.dtype as "i32" | "u32", vec);
-  call.dispatch(kernel, [x, indices, result], uniforms, gridFor(n, call.capabilities.maxWorkgroups));
-  if (result !== y) copy(call, result, y);
+/** y[o, index] += the updates of a run; lanes share a row. */
+const add = (dtype: DType, output: DType, vec: 1 | 4, lanes: number): Kernel =>
+  kernel(`scatter_add_${dtype}_${output}_v${vec}_l${lanes}`, {
+    reads: {
+      index: "u32",
+      sorted: "u32",
+      runs: "u32",
+      updates: vec === 4 ? storageType4(dtype) : storageType(dtype),
+    },
+    writes: { y: vec === 4 ? storageType4(output) : storageType(output) },
+    uniforms: { n: "u32", outer: "u32", count: "u32", inner: "u32", length: "u32", updates: "u32", index: "u32" },
+  }, () => {
+    const type = `vec4${output === "f32" ? "f" : output === "i32" ? "i" : "u"}`;
+    const read = (at: string) => {
+      if (vec === 1) return load(dtype, "updates", at);
+      return isPacked(dtype) ? `${type}(${unpack4(dtype, `updates[${at}]`).join(", ")})` : `updates[${at}]`;
+    };
+    return `${entry(lanes)} {
+  let g = group.y * groups.x + group.x;
+  if (g >= u.n * u.outer) { return; }
+  let p = g % u.n;
+  let outer = g / u.n;
+  let run = runs[p];
+  if (run == 0u) { return; }
+  let row = index[u.index + sorted[p]];
+  if (row >= u.length) { return; }
+  let to = (outer * u.length + row) * u.inner;
+  let base = u.updates + outer * u.count * u.inner;
+  for (var c = lane; c < u.inner; c += ${lanes}u) {
+    var sum = y[to + c];
+    var k = 0u;
+    for (; k + 4u <= run; k += 4u) {
+      ${each(4, (i) => `let v${i} = ${read(`base + sorted[p + k + ${i}u] * u.inner + c`)};`).join("\n      ")}
+      ${each(4, (i) => `sum += v${i};`).join(" ")}
+    }
+    for (; k < run; k++) { sum += ${read("base + sorted[p + k] * u.inner + c")}; }
+    y[to + c] = sum;
+  }
+}`;
+  });
+
+/** Updates that are put in order at a time. */
+const block = 16384;
+
+interface Axes {
+  readonly outer: number;
+  readonly length: number;
+  readonly inner: number;
 }
 
-/** y = x, and updates added at their places along an axis; packed types are summed in f32. */
-export function lowerScatterAdd(call: Lowering<{ axis: number }>): void {
-  const { axis } = call.params, [y] = call.outputs, [x] = call.inputs;
-  const inner = sizeOf(x.shape.slice(axis + 1)), outer = sizeOf(x.shape.slice(0, axis));
-  const indices = call.dense(call.inputs[1], 1), updates = call.dense(call.inputs[2], 1);
-  const count = sizeOf(indices.shape);
-  const result = isPacked(y.dtype) ? call.temporary(y.shape, "f32") : y;
-  copy(call, x, result);
-  const blocks = Math.ceil(inner / (64 * columns)), groups = outer * count * blocks;
-  const kernel = scatterAdd(result.dtype, updates.dtype, indices.dtype as "i32" | "u32");
+function axesOf(x: View, axis: number): Axes {
+  return { outer: sizeOf(x.shape.slice(0, axis)), length: x.shape[axis], inner: sizeOf(x.shape.slice(axis + 1)) };
+}
+
+const missing: Readonly<Record<string, number>> = { f32: 0x7fc00000, f16: 0x7e007e00, bf16: 0x7fc07fc0 };
+
+/** y = x at indices along an axis. */
+export function lowerTake(call: Lowering<{ axis: number }>): void {
+  const [x, indices] = call.inputs, [y] = call.outputs, { axis } = call.params;
+  if (!isPacked(x.dtype) || sizeOf(x.shape.slice(axis + 1)) % 2 === 0) return takeRows(call, x, indices, axis, y);
+  const wide = call.temporary(x.shape, "f32"), taken = call.temporary(y.shape, "f32"); // two rows share a word
+  if (sizeOf(x.shape) > 0) copy(call, x, wide);
+  takeRows(call, wide, indices, axis, taken);
+  copy(call, taken, y);
+}
+
+function takeRows(call: Lowering<unknown>, x: View, indices: View, axis: number, y: View): void {
+  const { outer, length, inner } = axesOf(x, axis);
+  const rows = call.dense(x), index = call.dense(indices, 1), count = sizeOf(indices.shape);
+  const width = storageBytes(x.dtype), words = inner * width / 4;
+  const vec = words % 4 === 0 && rows.offset * width % 16 === 0 ? 4 : 1;
+  const n = outer * count * words / vec;
   const uniforms = {
-    length: x.shape[axis],
+    n,
+    inner: words / vec,
     count,
-    inner,
-    offset: updates.offset,
-    first: indices.offset,
-    blocks,
-    groups,
+    length,
+    x: rows.offset * width / 4 / vec,
+    index: index.offset,
+    missing: isFloat(x.dtype) ? missing[x.dtype] : 0,
   };
-  call.dispatch(kernel, [updates, indices, result], uniforms, gridFor(groups * 256, call.capabilities.maxWorkgroups));
-  if (result !== y) copy(call, result, y);
+  call.dispatch(take(vec), [rows, index, y], uniforms, gridFor(n, call.capabilities.maxWorkgroups));
+}
+
+/** y = x with updates added at indices along an axis. */
+export function lowerScatterAdd(call: Lowering<{ axis: number }>): void {
+  const [x, indices, updates] = call.inputs, [y] = call.outputs, { outer, length, inner } = axesOf(x, call.params.axis);
+  const target = isPacked(y.dtype) ? call.temporary(y.shape, "f32") : y;
+  copy(call, x, target);
+  const index = call.dense(indices, 1), from = call.dense(updates), count = sizeOf(indices.shape);
+  const vec = inner % 4 === 0 ? 4 : 1, lanes = inner / vec > 64 ? 256 : 64;
+  const { maxWorkgroups } = call.capabilities;
+  for (let start = 0; start < count && outer * inner > 0; start += block) {
+    const n = Math.min(block, count - start);
+    const sorted = call.temporary([n], "u32"), runs = call.temporary([n], "u32");
+    call.dispatch(order(), [index, sorted, runs], { n, first: start, index: index.offset }, gridFor(n, maxWorkgroups));
+    const uniforms = { n, outer, count, inner: inner / vec, length, updates: from.offset / vec, index: index.offset };
+    const kernel = add(from.dtype, target.dtype, vec, lanes);
+    call.dispatch(kernel, [index, sorted, runs, from, target], uniforms, gridFor(n * outer * 256, maxWorkgroups));
+  }
+  if (target !== y) copy(call, target, y);
 }
