@@ -433,9 +433,11 @@ function backwardTiles(
   });
   const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
   if (subgroupSize < 16) return { keys: last, queries: last };
-  if (dim <= 64) return { keys: [tile(16, 8, 4, 8), ...last], queries: [tile(16, 8, 8, 4), ...last] };
-  const tx = dim <= 128 ? 16 : 32;
-  return { keys: [tile(tx, 8, 4, 8), ...last], queries: [tile(tx, 8, 8, 4), ...last] };
+  if (dim <= 64) return { keys: [tile(16, 16, 4, 4, 16, 2), ...last], queries: [tile(16, 8, 8, 4), ...last] };
+  if (dim <= 128) {
+    return { keys: [tile(16, 8, 8, 4), ...last], queries: [tile(16, 16, 8, 8, 16, 2), tile(16, 8, 4, 8), ...last] };
+  }
+  return { keys: [tile(32, 4, 4, 8), ...last], queries: [tile(32, 8, 4, 8), ...last] };
 }
 
 /** Workgroups and uniforms of the four kernels of a call. */

@@ -9,7 +9,7 @@
  */
 import { type AttentionFeatures, type AttentionStrides, masked } from "./attention_common.ts";
 import type { UniformType } from "./kernel.ts";
-import { mathFunctions } from "./math.ts";
+import { philox4x32 } from "./random.ts";
 import { load, storageType } from "./storage.ts";
 
 /** Element strides of a tensor that broadcasts to [B, H, Sq, Sk]; 0 along an axis that it repeats. */
@@ -111,7 +111,7 @@ export function featureFunctions(features: AttentionFeatures): string {
   return [
     features.softcap ? tanhFunction : "",
     features.bias === "none" ? "" : `fn bias_one(at: u32) -> f32 { return ${load(features.bias, "bias", "at")}; }`,
-    features.dropout ? philoxFunction : "",
+    features.dropout ? philox4x32 : "",
   ].filter((text) => text !== "").join("\n");
 }
 
@@ -122,21 +122,6 @@ const tanhFunction = `fn attention_tanh(x: f32) -> f32 {
     + z * (-0.008863236f + z * 0.003592128f)))));
   let far = 1.0f - 2.0f / (exp2(min(a, 30.0f) * 2.8853901f) + 1.0f);
   return select(far, near, a < 0.4f) * sign(x);
-}`;
-
-/**
- * Philox-4x32-10, as `tensor/philox.ts` has it.
- */
-const philoxFunction = `${mathFunctions("ft_mulhi()")}
-fn philox(counter: vec4u, seed: vec2u) -> vec4u {
-  var c = counter; var k = seed;
-  for (var round = 0u; round < 10u; round++) {
-    let first = c.x; let third = c.z;
-    c = vec4u(ft_mulhi(0xCD9E8D57u, third) ^ c.y ^ k.x, 0xCD9E8D57u * third,
-      ft_mulhi(0xD2511F53u, first) ^ c.w ^ k.y, 0xD2511F53u * first);
-    k = k + vec2u(0x9E3779B9u, 0xBB67AE85u);
-  }
-  return c;
 }`;
 
 /**
