@@ -5,6 +5,7 @@ import { type OpName, ops, type ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
 import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
+import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
@@ -184,6 +185,7 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   attentionBackward: lowerAttentionBackward,
   cacheAppend: lowerCacheAppend,
   cacheAttention: lowerCacheAttention,
+  dropoutMask: lowerDropoutMask,
   // matmul
   matmul: lowerMatmul,
 };
