@@ -40,7 +40,7 @@ const watchFrom = 16 * 2 ** 20;
 export class BufferPool {
   readonly #device: GPUDevice;
   readonly #limit: number;
-  readonly #onDestroy: (id: number) => void;
+  readonly #onDestroy: (buffer: PooledBuffer) => void;
   readonly #onError: (error: Error) => void;
   /** Free buffers of each capacity, in rising order of id: equal programs then get equal buffers, and bind groups hit. */
   readonly #free = new Map<number, PooledBuffer[]>();
@@ -53,7 +53,7 @@ export class BufferPool {
   constructor(
     device: GPUDevice,
     limit: number,
-    onDestroy: (id: number) => void,
+    onDestroy: (buffer: PooledBuffer) => void,
     onError: (error: Error) => void,
   ) {
     this.#device = device;
@@ -109,10 +109,10 @@ export class BufferPool {
     for (const capacity of [...this.#free.keys()].sort((a, b) => b - a)) {
       const free = this.#free.get(capacity)!;
       while (this.#pooled > keep && free.length > 0) {
-        const { id, buffer } = free.pop()!;
+        const gone = free.pop()!;
         this.#pooled -= capacity;
-        this.#onDestroy(id);
-        buffer.destroy();
+        this.#onDestroy(gone);
+        gone.buffer.destroy();
       }
       if (free.length === 0) this.#free.delete(capacity);
     }

@@ -16,8 +16,8 @@ export interface BoundDispatch {
   readonly pipeline: GPUComputePipeline;
   /** Null until it is bound, which must be before it goes out. */
   readonly group: GPUBindGroup | null;
-  /** Of the uniform block; none without one. */
-  readonly offset: number[];
+  /** Which of the offsets is that of its uniform block; negative without one. */
+  readonly offset: number;
   readonly x: number;
   readonly y: number;
   readonly z: number;
@@ -32,7 +32,7 @@ export class DispatchQueue {
   readonly #staging = new ArrayBuffer(uniformCapacity);
   readonly #u32 = new Uint32Array(this.#staging);
   readonly #f32 = new Float32Array(this.#staging);
-  readonly #offset = [0];
+  readonly #offset = new Uint32Array(1);
   #used = 0;
   #count = 0;
   #encoder: GPUCommandEncoder | null = null;
@@ -81,7 +81,7 @@ export class DispatchQueue {
         else this.#u32[word++] = value;
       }
       this.#offset[0] = this.#used;
-      this.#pass.setBindGroup(0, group, this.#offset);
+      this.#pass.setBindGroup(0, group, this.#offset, 0, 1);
       this.#used += slot;
     } else this.#pass.setBindGroup(0, group);
     this.#pass.dispatchWorkgroups(x, y, z);
@@ -92,10 +92,12 @@ export class DispatchQueue {
 
   /**
    * Adds recorded dispatches to the batch, which goes out when it is full now.
+   * @param offsets where their uniform blocks lie
    * @param timestamps for each dispatch, which then has a pass of its own
    */
   replay(
     dispatches: readonly BoundDispatch[],
+    offsets: Uint32Array,
     timestamps?: (dispatch: BoundDispatch) => GPUComputePassTimestampWrites,
   ): void {
     this.#encoder ??= this.#device.createCommandEncoder();
@@ -109,7 +111,8 @@ export class DispatchQueue {
         last = null;
       }
       if (last !== dispatch.pipeline) pass.setPipeline(last = dispatch.pipeline);
-      pass.setBindGroup(0, dispatch.group, dispatch.offset);
+      if (dispatch.offset >= 0) pass.setBindGroup(0, dispatch.group, offsets, dispatch.offset, 1);
+      else pass.setBindGroup(0, dispatch.group);
       pass.dispatchWorkgroups(dispatch.x, dispatch.y, dispatch.z);
     }
     this.#pipeline = last;

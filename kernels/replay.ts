@@ -40,6 +40,7 @@ export class Replay implements Recording {
   readonly #results: readonly PooledBuffer[];
   readonly #kept: readonly PooledBuffer[];
   readonly #uniforms: GPUBuffer;
+  readonly #offsets: Uint32Array;
   readonly #ready: Ready[];
   /** Which dispatches bind each buffer that comes with a replay: given ones first, then results. */
   readonly #users: readonly Ready[][];
@@ -88,7 +89,8 @@ export class Replay implements Recording {
     });
     device.queue.writeBuffer(this.#uniforms, 0, uniformBlocks(plan.each, this.#uniforms.size));
     const users: Ready[][] = [...standIns, ...results].map(() => []);
-    let offset = 0;
+    this.#offsets = new Uint32Array(blocks.length);
+    blocks.slice(0, -1).forEach((block, i) => this.#offsets[i + 1] = this.#offsets[i] + block);
     this.#ready = plan.each.map(({ kernel, buffers, workgroups: [x, y, z], label }, i) => {
       const compiled = pipelines.get(kernel);
       const at = buffers.map((buffer) => places.get(buffer) ?? buffer);
@@ -101,12 +103,11 @@ export class Replay implements Recording {
         group,
         label,
         places: at,
-        offset: blocks[i] > 0 ? [offset] : [],
+        offset: blocks[i] > 0 ? i : -1,
         x,
         y,
         z,
       };
-      offset += blocks[i];
       for (const place of new Set(at)) if (typeof place === "number") users[place].push(ready);
       return ready;
     });
@@ -125,8 +126,8 @@ export class Replay implements Recording {
     this.#rebind([...given as PooledBuffer[], ...results]);
     const profiler = this.#profiler();
     for (const buffer of this.#bound) buffer!.usedIn = queue.batch;
-    if (profiler === null) queue.replay(this.#ready);
-    else queue.replay(this.#ready, (dispatch) => profiler.launch((dispatch as Ready).label));
+    if (profiler === null) queue.replay(this.#ready, this.#offsets);
+    else queue.replay(this.#ready, this.#offsets, (dispatch) => profiler.launch((dispatch as Ready).label));
     return results;
   }
 

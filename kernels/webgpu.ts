@@ -115,7 +115,10 @@ class WebGpuBackend implements Backend {
     this.#queue = new DispatchQueue(device.device);
     this.#pipelines = new Pipelines(device, this.#queue.uniforms, fail);
     const { maxBinding } = device.capabilities;
-    this.#pool = new BufferPool(device.device, maxBinding, (id) => this.#pipelines.forget(id), fail);
+    this.#pool = new BufferPool(device.device, maxBinding, (buffer) => {
+      if (buffer.usedIn === this.#queue.batch) this.#queue.flush(); // what waits must not use a destroyed buffer
+      this.#pipelines.forget(buffer.id);
+    }, fail);
     this.#readback = new Readback(device.device, this.#queue);
     this.#parts = this.#assemble();
     device.device.addEventListener("uncapturederror", (event) => {
