@@ -77,6 +77,8 @@ export const geluExpression = (approximate: "none" | "tanh"): Expression =>
 export const castExpression: Expression = ([x], from, to) => {
   const [f, t] = [computeType(from), computeType(to)];
   if (f === t) return x;
+  // By its bits: drivers take NaN ≠ 0 for false.
+  if (t === "bool" && f === "f32") return `((bitcast<u32>(${x}) & 0x7fffffffu) != 0u)`;
   if (t === "bool") return `(${x} != ${f}(0))`;
   if (f === "bool") return `select(${t}(0), ${t}(1), ${x})`;
   if (f === "f32") return `ft_to_${t}(${x})`;
@@ -93,6 +95,16 @@ export interface ElementwiseShape {
   readonly inputs: readonly DType[];
   readonly output: DType;
   readonly expression: Expression;
+  /** Functions that the expression calls, which may use `u.zero`: a 0 that no compiler knows of. */
+  readonly helpers?: string;
+}
+
+/** An elementwise dispatch: what it computes, and how it sees its inputs. */
+export interface ElementwiseCall extends ElementwiseShape {
+  /** Of each input, broadcast to the result's shape. */
+  readonly layouts: readonly Layout[];
+  /** Elements of the result, which is dense and at offset 0. */
+  readonly size: number;
 }
 
 const names = ["a", "b", "c", "d", "e", "f", "g", "h"];
@@ -104,8 +116,10 @@ const entry = `@compute @workgroup_size(${lanes}) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
 )`;
 
+const zero = (helpers: string | undefined): [string, UniformType][] => helpers === undefined ? [] : [["zero", "u32"]];
+
 /** Four elements a thread over dense inputs of the result's shape, and scalars. */
-export function linear({ name, inputs, output, expression }: ElementwiseShape, walks: readonly Walk[]): Kernel {
+export function linear({ name, inputs, output, expression, helpers }: ElementwiseShape, walks: readonly Walk[]): Kernel {
   let id = name + "_linear";
   for (let i = 0; i < inputs.length; i++) id += "_" + inputs[i] + (walks[i] === "scalar" ? "s" : "");
   id += "_" + output;
@@ -116,7 +130,7 @@ export function linear({ name, inputs, output, expression }: ElementwiseShape, w
   return kernel(id, {
     reads: Object.fromEntries(reads),
     writes: { y: storageType4(output) },
-    uniforms: Object.fromEntries([["n", "u32"], ...offsets]),
+    uniforms: Object.fromEntries([["n", "u32"], ...offsets, ...zero(helpers)]),
   }, () => {
     const loads = inputs.map((dtype, i) => {
       const id = names[i];
@@ -127,8 +141,8 @@ export function linear({ name, inputs, output, expression }: ElementwiseShape, w
     const lane = (j: number) => names.slice(0, inputs.length).map((id, i) => id + (walks[i] === "scalar" ? 0 : j));
     const results = each(4, (j) => `let y${j} = ${expression(lane(j), inputs[0], output)};`);
     const body = [...loads, ...results].join("\n");
-    return `${mathFunctions(body)}
-${roundingFunctions(output)}
+    return `${mathFunctions(body + (helpers ?? ""))}
+${roundingFunctions(output)}${helpers ?? ""}
 ${entry} {
   let t = ${globalIndex};
   if (t >= u.n) { return; }
@@ -179,11 +193,11 @@ export function locateValues(
 }
 
 /** One element a thread (packed results: two) from any views. */
-export function strided({ name, inputs, output, expression }: ElementwiseShape, rank: number): Kernel {
+export function strided({ name, inputs, output, expression, helpers }: ElementwiseShape, rank: number): Kernel {
   return kernel(`${name}_strided${rank}_${inputs.join("_")}_${output}`, {
     reads: Object.fromEntries(inputs.map((dtype, i) => [names[i], storageType(dtype)])),
     writes: { y: storageType(output) },
-    uniforms: { n: "u32", ...locateUniforms(inputs.length, rank) },
+    uniforms: { n: "u32", ...locateUniforms(inputs.length, rank), ...Object.fromEntries(zero(helpers)) },
   }, () => {
     const value = (suffix: string, index: string) => {
       const loads = inputs.map((dtype, i) =>
@@ -199,8 +213,8 @@ export function strided({ name, inputs, output, expression }: ElementwiseShape, 
     const body = isPacked(output)
       ? `${value("0", "2u * t")}\n${value("1", "min(2u * t + 1u, u.n - 1u)")}\ny[t] = ${pack2(output, "y0", "y1")};`
       : `${value("0", "t")}\ny[t] = ${stored(output, "y0")};`;
-    return `${mathFunctions(body)}
-${roundingFunctions(output)}
+    return `${mathFunctions(body + (helpers ?? ""))}
+${roundingFunctions(output)}${helpers ?? ""}
 ${entry} {
   let t = ${globalIndex};
   if (t >= ${isPacked(output) ? "(u.n + 1u) / 2u" : "u.n"}) { return; }
@@ -222,11 +236,13 @@ export function planElementwise(shape: ElementwiseShape, views: readonly Layout[
   });
   if (walks.every((walk) => walk !== null)) {
     const uniforms: Record<string, number> = { n: Math.ceil(size / 4) };
+    if (shape.helpers !== undefined) uniforms.zero = 0;
     views.forEach(({ offset }, i) => uniforms[`o${names[i]}`] = walks[i] === "scalar" ? offset : offset / 4);
     return { kernel: linear(shape, walks), uniforms, threads: uniforms.n };
   }
   const { rank, values } = locateValues(views[0].shape, views);
   const threads = isPacked(shape.output) ? Math.ceil(size / 2) : size;
+  if (shape.helpers !== undefined) values.zero = 0;
   return { kernel: strided(shape, rank), uniforms: { n: size, ...values }, threads };
 }
 

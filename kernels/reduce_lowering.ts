@@ -38,7 +38,9 @@ function reduce(call: Call, name: ReduceName, x: View, axes: readonly number[], 
   if (rows === 0) return;
   const step = inner.strides[0] ?? 1;
   const simple = name !== "argmax" && name !== "argmin" && name !== "logsumexp";
-  if (inner.shape.length === 1 && simple && step !== 1 && outer.shape.length <= 2 && outer.strides.at(-1) === 1) {
+  if (
+    n > 0 && inner.shape.length === 1 && simple && step !== 1 && outer.shape.length <= 2 && outer.strides.at(-1) === 1
+  ) {
     const width = outer.shape.at(-1)!;
     const columns = { k: rows / width, sk: outer.shape.length === 2 ? outer.strides[0] : 0, n, sr: step, width };
     return reduceColumnsOf(call, name, x, columns, y, 1 / n);

@@ -54,7 +54,7 @@ export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTi
     const power = (e: string) => `exp2((${e} - top) * ${Math.LOG2E})`;
     const keeps = name === "softmax" && held > 0;
     const result = (e: string) =>
-      name === "logSoftmax" ? `${e} - top - scale` : keeps ? `${e} * scale` : `${power(e)} * scale`;
+      name === "logSoftmax" ? `${e} - top - scale` : `ft_share(${keeps ? e : power(e)}, scale, rest)`;
     const add = (e: string) => keeps ? `${e} = ${power(e)}; sum += ${e};` : `sum += ${power(e)};`;
     const tree = (op: (a: string, b: string) => string): string => {
       const steps: string[] = [];
@@ -96,10 +96,13 @@ export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTi
   w[me] = sum;
   ${tree((a, b) => `${a} + ${b}`)}
   let total = w[me - lane];
-  let scale = ${name === "softmax" ? "1.0 / total" : "select(ft_log(total), 0.0, top == -ft_inf())"};
+  let scale = ${name === "softmax" ? "1.0 / total" : "select(ft_log(total), 0.0, abs(top) == ft_inf())"};
+  ${name === "softmax" ? "let rest = fma(-total, scale, 1.0) * scale;" : ""}
   ${sweep((es, at) => write(at, es.map(result)))}`;
     return `${mathFunctions(body)}
 ${roundingFunctions(output)}
+// A power's share of the total, with what the reciprocal's rounding lost put back.
+fn ft_share(p: f32, scale: f32, rest: f32) -> f32 { return fma(p, scale, p * rest); }
 var<workgroup> w: array<f32, 256>;
 @compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) me: u32,

@@ -19,8 +19,8 @@ function map(f: (...values: number[]) => number): (inputs: readonly NdArray[], p
   return (inputs, _, y) => {
     const out = y.data;
     const [a, b, c] = inputs.map((x) => elements(x, y.shape));
-    if (inputs.length === 1) for (let i = 0; i < out.length; i++) out[i] = f(a[i]);
-    else if (inputs.length === 2) for (let i = 0; i < out.length; i++) out[i] = f(a[i], b[i]);
+    if (inputs.length === 1) { for (let i = 0; i < out.length; i++) out[i] = f(a[i]); }
+    else if (inputs.length === 2) { for (let i = 0; i < out.length; i++) out[i] = f(a[i], b[i]); }
     else for (let i = 0; i < out.length; i++) out[i] = f(a[i], b[i], c[i]);
   };
 }
@@ -83,9 +83,9 @@ export function sigmoidOf(x: number): number {
   return x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x));
 }
 
-/** tanh(√(2/π) (x + 0.044715 x³)): the inner part of GELU's tanh form (Hendrycks and Gimpel 2016). */
+/** ½x (1 + tanh u) = x · sigmoid(2u), u = √(2/π) (x + 0.044715 x³): GELU's tanh form (Hendrycks and Gimpel 2016). */
 export function geluTanh(x: number): number {
-  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+  return x * sigmoidOf(2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3));
 }
 
 /** How GELU's normal distribution is computed: exactly, or by tanh. */
@@ -302,4 +302,3 @@ export function cast(x: Tensor, dtype: DType): Tensor {
   if (!isDType(dtype)) throw new DTypeError("cast", `"${dtype}" is no dtype: ${Object.keys(dtypes).join(" ")}`);
   return x.dtype === dtype ? x : run(castOp, [x], { dtype });
 }
-
