@@ -43,7 +43,7 @@ export function accumulator(name: ReduceName, type: string): Accumulator {
         state: [["acc", type, zero]],
         take: (x) => `acc += ${x};`,
         merge: (s) => `acc += acc${s};`,
-        finish: name === "mean" ? "acc * u.scale" : "acc",
+        finish: name === "mean" ? "acc / u.count" : "acc",
         type,
       };
     case "max":
@@ -140,7 +140,7 @@ export function reduceRows({ name, dtype, output, lanes, vec }: RowTile): Kernel
       s0: "u32",
       s1: "u32",
       s2: "u32",
-      scale: "f32",
+      count: "f32",
     },
   }, () => {
     const acc = accumulator(name, computeType(dtype));
@@ -212,7 +212,7 @@ export function reduceColumns({ name, dtype, output, vec }: ColumnTile): Kernel 
       offset: "u32",
       sk: "u32",
       sr: "u32",
-      scale: "f32",
+      count: "f32",
     },
   }, () => {
     const one = accumulator(name, computeType(dtype));

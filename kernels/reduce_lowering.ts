@@ -43,7 +43,7 @@ function reduce(call: Call, name: ReduceName, x: View, axes: readonly number[], 
   ) {
     const width = outer.shape.at(-1)!;
     const columns = { k: rows / width, sk: outer.shape.length === 2 ? outer.strides[0] : 0, n, sr: step, width };
-    return reduceColumnsOf(call, name, x, columns, y, 1 / n);
+    return reduceColumnsOf(call, name, x, columns, y, n);
   }
   if (inner.shape.length > 1 || outer.shape.length > 3 || n === 0) {
     if (sizeOf(x.shape) > 0) {
@@ -51,11 +51,11 @@ function reduce(call: Call, name: ReduceName, x: View, axes: readonly number[], 
       const seen = { ...x, shape: order.map((i) => x.shape[i]), strides: order.map((i) => x.strides[i]) };
       const whole = call.temporary([rows, n], x.dtype);
       copy(call, seen, { ...whole, shape: seen.shape, strides: stridesOf(seen.shape) });
-      return reduceRowsOf(call, name, whole, { shape: [rows], strides: [n] }, n, 1, y, 1 / n);
+      return reduceRowsOf(call, name, whole, { shape: [rows], strides: [n] }, n, 1, y, n);
     }
-    return reduceRowsOf(call, name, x, { shape: [rows], strides: [0] }, 0, 1, y, 1 / n);
+    return reduceRowsOf(call, name, x, { shape: [rows], strides: [0] }, 0, 1, y, n);
   }
-  reduceRowsOf(call, name, x, outer, n, step, y, 1 / n);
+  reduceRowsOf(call, name, x, outer, n, step, y, n);
 }
 
 interface Strided {
@@ -71,7 +71,7 @@ function reduceRowsOf(
   n: number,
   step: number,
   y: View,
-  scale: number,
+  count: number,
 ): void {
   const rows = sizeOf(outer.shape);
   const aligned = [x.offset, n, ...outer.strides].every((v) => v % 4 === 0);
@@ -101,10 +101,10 @@ function reduceRowsOf(
     s0: stride(0),
     s1: stride(1),
     s2: stride(2),
-    scale,
+    count,
   };
   call.dispatch(kernel, [x, target], uniforms, [gx, gy, splits]);
-  if (splits > 1) reduceRowsOf(call, name, target, { shape: [rows], strides: [splits] }, splits, 1, y, scale);
+  if (splits > 1) reduceRowsOf(call, name, target, { shape: [rows], strides: [splits] }, splits, 1, y, count);
 }
 
 interface Columns {
@@ -121,7 +121,7 @@ function reduceColumnsOf(
   x: View,
   { k, sk, n, sr, width }: Columns,
   y: View,
-  scale: number,
+  count: number,
 ): void {
   const vec = [x.offset, sk, sr, width].every((v) => v % 4 === 0) ? 4 : 1;
   const threads = k * width / vec;
@@ -133,10 +133,10 @@ function reduceColumnsOf(
   const target = splits > 1 ? call.temporary([k, splits, width], y.dtype) : y;
   const kernel = reduceColumns({ name: first, dtype: x.dtype, output: target.dtype, vec });
   const [gx, gy] = gridFor(Math.ceil(threads / 64) * 256, call.capabilities.maxWorkgroups);
-  const uniforms = { outer: k, width, n, chunk, splits, offset: x.offset / vec, sk: sk / vec, sr: sr / vec, scale };
+  const uniforms = { outer: k, width, n, chunk, splits, offset: x.offset / vec, sk: sk / vec, sr: sr / vec, count };
   call.dispatch(kernel, [x, target], uniforms, [gx, gy, splits]);
   if (splits > 1) {
-    reduceColumnsOf(call, name, target, { k, sk: splits * width, n: splits, sr: width, width }, y, scale);
+    reduceColumnsOf(call, name, target, { k, sk: splits * width, n: splits, sr: width, width }, y, count);
   }
 }
 
