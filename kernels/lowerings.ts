@@ -9,7 +9,18 @@ import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { lowerGeglu, lowerGegluBackward, lowerSwiglu, lowerSwigluBackward } from "./gated.ts";
 import { lowerScatterAdd, lowerTake } from "./gather.ts";
+import {
+  lowerCrossEntropy,
+  lowerCrossEntropyBackward,
+  lowerLinearCrossEntropy,
+  lowerLinearCrossEntropyBackward,
+  lowerLinearCrossEntropySum,
+  lowerLinearCrossEntropySumBackward,
+} from "./loss.ts";
+import { lowerLayerNorm, lowerLayerNormBackward, lowerRmsNorm, lowerRmsNormBackward } from "./norm.ts";
+import { lowerRotary } from "./rotary.ts";
 import { lowerMatmul } from "./matmul_lowering.ts";
 import { arange, fill, place } from "./movement.ts";
 import {
@@ -168,6 +179,24 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   // norm
   softmax: (call) => lowerSoftmax(call, "softmax", call.inputs[0], call.params.axis, call.outputs[0]),
   logSoftmax: (call) => lowerSoftmax(call, "logSoftmax", call.inputs[0], call.params.axis, call.outputs[0]),
+  rmsNorm: lowerRmsNorm,
+  rmsNormBackward: lowerRmsNormBackward,
+  layerNorm: lowerLayerNorm,
+  layerNormBackward: lowerLayerNormBackward,
+  // rotary
+  rotaryEmbedding: lowerRotary,
+  // gated
+  swiglu: lowerSwiglu,
+  swigluBackward: lowerSwigluBackward,
+  geglu: lowerGeglu,
+  gegluBackward: lowerGegluBackward,
+  // loss
+  crossEntropy: lowerCrossEntropy,
+  crossEntropyBackward: lowerCrossEntropyBackward,
+  linearCrossEntropy: lowerLinearCrossEntropy,
+  linearCrossEntropyBackward: lowerLinearCrossEntropyBackward,
+  linearCrossEntropySum: lowerLinearCrossEntropySum,
+  linearCrossEntropySumBackward: lowerLinearCrossEntropySumBackward,
   // random
   split: lowerSplit,
   foldIn: lowerFoldIn,

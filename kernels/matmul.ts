@@ -83,12 +83,14 @@ export interface MatmulParts {
   readonly outVec: 1 | 4;
   /** k ends with a step: nothing to mask. */
   readonly exactK: boolean;
+  /** Adds to what C holds. */
+  readonly accumulate: boolean;
 }
 
 const letters = { f32: "f", f16: "h", bf16: "b" };
 const operandName = ({ dtype, transposed, vec }: MatmulOperand) => `${letters[dtype]}${transposed ? "t" : "n"}${vec}`;
-const partsName = ({ a, b, out, outVec, exactK }: MatmulParts) =>
-  `${operandName(a)}_${operandName(b)}_${letters[out]}${outVec}${exactK ? "_exact" : ""}`;
+const partsName = ({ a, b, out, outVec, exactK, accumulate }: MatmulParts) =>
+  `${operandName(a)}_${operandName(b)}_${letters[out]}${outVec}${exactK ? "_exact" : ""}${accumulate ? "_add" : ""}`;
 
 /** WGSL type of a buffer whose loads bring `vec` elements. */
 function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
@@ -97,7 +99,7 @@ function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
 }
 
 const uniforms: Record<string, UniformType> = Object.fromEntries(
-  ("m n k offset_a offset_b stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
+  ("m n k offset_a offset_b offset_c stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
     "workgroups").split(" ").map((name) => [name, "u32"]),
 );
 
@@ -141,17 +143,29 @@ function packer(dtype: MatmulDType): string {
   return `${roundingFunctions(dtype)}\nfn pack(v: vec2f) -> u32 { return ${pack2(dtype, "v.x", "v.y")}; }`;
 }
 
+/** The vec4f or vec2f that C holds in a word, for sums that go on. */
+function held(dtype: MatmulDType, word: string): string {
+  const pair = (w: string) =>
+    dtype === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
+  return word.endsWith("4") ? `vec4f(${pair(`${word}.x`)}, ${pair(`${word}.y`)})` : pair(word);
+}
+
 /** `store(start, n, v)`: columns n … n + 3 of the row of C that starts at element `start`, as far as they exist. */
-function storer(dtype: MatmulDType, vec: 1 | 4): string {
-  const body = dtype === "f32"
-    ? vec === 4
-      ? "if (n < u.n) { c[(start + n) >> 2u] = v; }"
-      : wgsl`${each(4, (i) => `if (n + ${i}u < u.n) { c[start + n + ${i}u] = v[${i}]; }`)}`
-    : vec === 4
-    ? "if (n < u.n) { c[(start + n) >> 2u] = vec2u(pack(v.xy), pack(v.zw)); }"
-    : `if (n < u.n) { c[(start + n) >> 1u] = pack(v.xy); }
-if (n + 2u < u.n) { c[(start + n + 2u) >> 1u] = pack(v.zw); }`;
-  return wgsl`${packer(dtype)}
+function storer({ out, outVec, accumulate }: Pick<MatmulParts, "out" | "outVec" | "accumulate">): string {
+  const plus = (value: string) => accumulate ? ` + ${value}` : "";
+  const two = (at: string, v: string) =>
+    `{ let i = ${at}; ${accumulate ? "let old = c[i]; " : ""}c[i] = pack(${v}${plus(held(out, "old"))}); }`;
+  const body = out === "f32"
+    ? outVec === 4
+      ? `if (n < u.n) { let i = (start + n) >> 2u; c[i] = v${plus("c[i]")}; }`
+      : wgsl`${each(4, (j) => `if (n + ${j}u < u.n) { let i = start + n + ${j}u; c[i] = v[${j}]${plus("c[i]")}; }`)}`
+    : outVec === 4
+    ? wgsl`if (n < u.n) { let i = (start + n) >> 2u; ${accumulate ? "let old4 = c[i]; " : ""}let sum = v${
+      plus(held(out, "old4"))
+    }; c[i] = vec2u(pack(sum.xy), pack(sum.zw)); }`
+    : `if (n < u.n) ${two("(start + n) >> 1u", "v.xy")}
+if (n + 2u < u.n) ${two("(start + n + 2u) >> 1u", "v.zw")}`;
+  return wgsl`${packer(out)}
 fn store(start: u32, n: u32, v: vec4f) { ${body} }`;
 }
 
@@ -165,7 +179,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   let z2 = z % u.batch2; let z1 = z / u.batch2 % u.batch1; let z0 = z / u.batch2 / u.batch1;
   let base_a = u.offset_a + z0 * u.a0 + z1 * u.a1 + z2 * u.a2;
   let base_b = u.offset_b + z0 * u.b0 + z1 * u.b1 + z2 * u.b2;
-  let base_c = split * u.partial + z * u.m * u.n;
+  let base_c = u.offset_c + split * u.partial + z * u.m * u.n;
   let begin = split * u.chunk; let end = min(u.k, begin + u.chunk);`;
 
 /** Bytes of workgroup memory of a tile. */
@@ -180,7 +194,8 @@ export function matmulTile(tile: MatmulTile, parts: MatmulParts): Kernel {
   return kernel(name, bindings(parts), () => tileBody(tile, parts));
 }
 
-function tileBody({ bm, bn, bk, tm, tn }: MatmulTile, { a, b, out, outVec, exactK }: MatmulParts): string {
+function tileBody({ bm, bn, bk, tm, tn }: MatmulTile, parts: MatmulParts): string {
+  const { a, b, exactK } = parts;
   const tx = bn / tn, ty = bm / tm, threads = tx * ty;
   // What holds for A along m holds for B along n.
   const sides = [
@@ -228,7 +243,7 @@ function tileBody({ bm, bn, bk, tm, tn }: MatmulTile, { a, b, out, outVec, exact
 
   return wgsl`${loader("a", a)}
 ${loader("b", b)}
-${storer(out, outVec)}
+${storer(parts)}
 ${sides.map(({ x, quads, lanes }) => `var<workgroup> s_${x}: array<array<array<vec4f, ${lanes}>, ${quads}>, ${bk}>;`)}
 ${main(threads)}
   // Eight rows of tiles at a time, so that neighbours in time share their operands in the cache.
@@ -309,7 +324,7 @@ ${each(rows, (r) => `    let q${r}_${h} = ${value(`w${u}_${r}`, u, h)};`)}
   return kernel(name, bindings(parts), () =>
     wgsl`${loader(x, vectors, stepX)}
 ${loader(w, matrix)}
-${storer(parts.out, parts.outVec)}
+${storer(parts)}
 var<workgroup> part: array<array<array<f32, ${lanes + 1}>, ${groups}>, ${rows}>;
 var<workgroup> sums: array<vec4f, ${perWorkgroup / 4}>;
 ${main(lanes * groups)}
@@ -361,7 +376,7 @@ ${every((i, h) => `    s${i}_${h} = fma(p${i}, ${halfOf(`q${u}`, h)}, s${i}_${h}
   return kernel(name, bindings(parts), () =>
     wgsl`${loader(x, vectors)}
 ${loader(w, matrix)}
-${storer(parts.out, parts.outVec)}
+${storer(parts)}
 var<workgroup> part: array<array<vec4f, ${lanes}>, ${groups}>;
 ${main(lanes * groups)}
   let lane = li % ${lanes}u; let group = li / ${lanes}u;
@@ -389,12 +404,13 @@ ${
 }`);
 }
 
-/** Adds the partial products of a split k, first to last. */
-export function matmulSum(out: MatmulDType): Kernel {
-  return kernel(`matmul_sum_${letters[out]}`, {
+/** Adds the partial products of a split k, first to last, and then what C holds where sums go on. */
+export function matmulSum(out: MatmulDType, accumulate = false): Kernel {
+  const old = out === "f32" ? "c[at]" : held(out, "old4");
+  return kernel(`matmul_sum_${letters[out]}${accumulate ? "_add" : ""}`, {
     reads: { partials: "vec4f" },
     writes: { c: storage(out, 4) },
-    uniforms: { count: "u32", splits: "u32" },
+    uniforms: { count: "u32", splits: "u32", offset: "u32" },
   }, () =>
     wgsl`${packer(out)}
 @compute @workgroup_size(256)
@@ -403,6 +419,8 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   if (i >= u.count) { return; }
   var sum = partials[i];
   for (var s = 1u; s < u.splits; s++) { sum += partials[s * u.count + i]; }
-  c[i] = ${out === "f32" ? "sum" : "vec2u(pack(sum.xy), pack(sum.zw))"};
+  let at = u.offset + i;
+  ${accumulate ? `${out === "f32" ? "" : "let old4 = c[at]; "}sum += ${old};` : ""}
+  c[at] = ${out === "f32" ? "sum" : "vec2u(pack(sum.xy), pack(sum.zw))"};
 }`);
 }

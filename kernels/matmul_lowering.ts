@@ -4,7 +4,7 @@ import { matmulSizes } from "../tensor/matmul.ts";
 import { broadcastLayout, collapse, type Shape, sizeOf } from "../tensor/shape.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { type MatmulView, planMatmul } from "./matmul_plan.ts";
+import { type MatmulProblem, type MatmulView, planMatmul } from "./matmul_plan.ts";
 import { isPacked } from "./storage.ts";
 
 interface Params {
@@ -29,6 +29,44 @@ function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: nu
   return collapse(batch, [lead(a), lead(b)]);
 }
 
+/** Where a product goes: into what its target holds, or from some row of it on. */
+export interface MatmulTarget {
+  /** The first row of the target; the columns are all of its columns. */
+  readonly row?: number;
+  /** Adds to what the target holds. */
+  readonly accumulate?: boolean;
+}
+
+/** y = a · b for matrices, f32 or of an even number of columns; written from a row of y on, or added to y. */
+export function multiply(
+  call: Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities">,
+  a: View,
+  b: View,
+  { transposeA, transposeB }: Params,
+  y: View,
+  { row = 0, accumulate = false }: MatmulTarget = {},
+): void {
+  const { m, n, k } = matmulSizes(a.shape, b.shape, { transposeA, transposeB });
+  const [left, right] = [place(a, transposeA, []), place(b, transposeB, [])];
+  if (left === null || right === null) throw new RangeError("[matmul] an operand has no axis adjacent in memory");
+  dispatchProduct(call, [a, b, y], {
+    ...{ m, n, k, batch: [], a: left, b: right, out: y.dtype as MatmulDType },
+    ...{ offsetC: row * n, accumulate },
+  });
+}
+
+function dispatchProduct(
+  call: Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities">,
+  [a, b, y]: readonly [View, View, View],
+  problem: MatmulProblem,
+): void {
+  const plan = planMatmul(call.capabilities, problem);
+  const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
+  const flops = 2 * problem.m * problem.n * problem.k * sizeOf(problem.batch);
+  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups, { flops });
+  if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
+}
+
 /** y = a · b. */
 export function lowerMatmul(call: Lowering<Params>): void {
   const [y] = call.outputs, { transposeA, transposeB } = call.params;
@@ -48,20 +86,11 @@ export function lowerMatmul(call: Lowering<Params>): void {
   const { shape, strides } = batches(a, b, batch);
   const out: DType = isPacked(y.dtype) && n % 2 === 1 ? "f32" : y.dtype;
   const result = out === y.dtype ? y : call.temporary(y.shape, out);
-  const plan = planMatmul(call.capabilities, {
-    m,
-    n,
-    k,
-    batch: shape,
+  dispatchProduct(call, [a, b, result], {
+    ...{ m, n, k, batch: shape },
     a: place(a, transposeA, strides[0])!,
     b: place(b, transposeB, strides[1])!,
     out: out as MatmulDType,
   });
-  const target = plan.sum === undefined ? result : call.temporary([plan.scratchBytes / 4], "f32");
-  const flops = 2 * sizeOf(batch) * m * n * k;
-  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups, { flops });
-  if (plan.sum !== undefined) {
-    call.dispatch(plan.sum.kernel, [target, result], plan.sum.uniforms, plan.sum.workgroups);
-  }
   if (result !== y) copy(call, result, y);
 }

@@ -39,6 +39,10 @@ export interface MatmulProblem {
   readonly b: MatmulView;
   /** Element type of C; 16 bits need an even n. */
   readonly out: MatmulDType;
+  /** Where C starts in its buffer, in elements; a multiple of 4. */
+  readonly offsetC?: number;
+  /** Adds to what C holds. */
+  readonly accumulate?: boolean;
 }
 
 /** What the choice must know of a device. */
@@ -212,6 +216,7 @@ export function planMatmul(
   pick: (capabilities: MatmulCapabilities, problem: MatmulProblem) => MatmulChoice = pickMatmul,
 ): MatmulPlan {
   const p = collapse(problem);
+  const { offsetC = 0, accumulate = false } = problem;
   const choice = pick(capabilities, p);
   const step = choice.kind === "tile" ? choice.bk : 8;
   const chunk = Math.max(1, Math.ceil(p.k / choice.splits / step)) * step;
@@ -236,6 +241,7 @@ export function planMatmul(
     out: splits > 1 ? "f32" : p.out,
     outVec: n % 4 === 0 ? 4 : 1,
     exactK: choice.kind === "tile" && p.k % choice.bk === 0,
+    accumulate: accumulate && splits === 1,
   };
   const [kernel, tm, tn] = choice.kind === "tile"
     ? [matmulTile(choice, parts), choice.bm, choice.bn]
@@ -256,14 +262,15 @@ export function planMatmul(
     workgroups: line(workgroups),
     uniforms: {
       ...{ m, n, k: p.k, offset_a: p.a.offset, offset_b: p.b.offset, stride_a: p.a.stride, stride_b: p.b.stride },
+      offset_c: splits > 1 ? 0 : offsetC,
       ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
     },
     scratchBytes: splits > 1 ? partial * splits * 4 : 0,
     sum: splits > 1
       ? {
-        kernel: matmulSum(p.out),
+        kernel: matmulSum(p.out, accumulate),
         workgroups: line(Math.ceil(partial / 1024)),
-        uniforms: { count: partial / 4, splits },
+        uniforms: { count: partial / 4, splits, offset: offsetC / 4 },
       }
       : undefined,
   };

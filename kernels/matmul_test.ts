@@ -34,7 +34,11 @@ function* operands(vecs: readonly (1 | 4 | 8)[]): Generator<MatmulOperand> {
 function* parts(vecs: readonly (1 | 4 | 8)[]): Generator<MatmulParts> {
   for (const a of operands(vecs)) {
     for (const b of operands(vecs)) {
-      for (const out of dtypes) for (const outVec of [1, 4] as const) yield { a, b, out, outVec, exactK: false };
+      for (const out of dtypes) {
+        for (const outVec of [1, 4] as const) {
+          for (const accumulate of [false, true]) yield { a, b, out, outVec, exactK: false, accumulate };
+        }
+      }
     }
   }
 }
@@ -98,7 +102,14 @@ Deno.test("a tile's threads load every vector of its slices, and none twice", ()
     const { bm, bn, bk, tm, tn } = tile;
     const threads = bm * bn / tm / tn;
     const operand: MatmulOperand = { dtype: "f32", transposed: false, vec: 4 };
-    const { source } = matmulTile(tile, { a: operand, b: operand, out: "f32", outVec: 4, exactK: true });
+    const { source } = matmulTile(tile, {
+      a: operand,
+      b: operand,
+      out: "f32",
+      outVec: 4,
+      exactK: true,
+      accumulate: false,
+    });
     assert.equal(Number(source.match(/@workgroup_size\((\d+)\)/)?.[1]), threads);
     assert.equal([...source.matchAll(/var v_a\d+ /g)].length * threads * 4, bm * bk);
     assert.equal([...source.matchAll(/var v_b\d+ /g)].length * threads * 4, bn * bk);

@@ -1,0 +1,163 @@
+/** Cross-entropy calls as dispatches: whole rows, and products in chunks of rows. */
+
+import type { RowLoss } from "../tensor/loss.ts";
+import { expressions, gridFor } from "./elementwise.ts";
+import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
+import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { multiply } from "./matmul_lowering.ts";
+import { lowerReduce } from "./reduce_lowering.ts";
+import { isPacked } from "./storage.ts";
+
+/** Bytes that a chunk of logits takes at most. */
+const chunkBytes = 128 * 2 ** 20;
+
+/** What a sweep over rows of logits binds. */
+interface Rows {
+  readonly logits: View;
+  readonly labels: View;
+  /** The row of labels, losses and lse beside the first row of logits. */
+  readonly first: number;
+  readonly known?: View;
+  /** One number a row, or one for all. */
+  readonly factor?: View;
+  readonly dlogits?: View;
+  readonly losses?: View;
+  readonly lses?: View;
+}
+
+function sweep(call: Lowering<RowLoss>, writes: RowLossKernel["writes"], inPlace: boolean, rows: Rows): void {
+  const { logits, labels, known, factor, dlogits, losses, lses, first } = rows;
+  const [n, classes] = logits.shape;
+  const vec = classes % 4 === 0 && logits.offset % 4 === 0 ? 4 : 1;
+  const kernel = rowLoss({ dtype: logits.dtype, vec, writes, inPlace, softcap: call.params.softcap > 0 });
+  const views = [
+    ...(inPlace ? [] : [logits]),
+    labels,
+    ...(writes === "gradient" ? [known!] : []),
+    ...(writes === "loss" ? [] : [factor!]),
+    ...(writes === "loss" ? [] : [inPlace ? logits : dlogits!]),
+    ...(writes === "gradient" ? [] : [losses!]),
+    ...(writes === "loss" ? [lses!] : []),
+  ];
+  const perRow = factor !== undefined && factor.shape.length === 1;
+  const uniforms = {
+    rows: n,
+    loads: classes / vec,
+    offset: logits.offset / vec,
+    first,
+    first_label: labels.offset + first,
+    factor_first: factor === undefined ? 0 : factor.offset + (perRow ? first : 0),
+    factor_step: perRow ? 1 : 0,
+    ...rowLossUniforms(call.params),
+  };
+  call.dispatch(kernel, views, uniforms, gridFor(n * 256, call.capabilities.maxWorkgroups));
+}
+
+/** Loss and lse of rows of logits. */
+export function lowerCrossEntropy(call: Lowering<RowLoss>): void {
+  const logits = call.dense(call.inputs[0]), labels = call.dense(call.inputs[1], 1), [losses, lses] = call.outputs;
+  if (logits.shape[1] === 0) throw new RangeError("[crossEntropy] no classes");
+  sweep(call, "loss", false, { logits, labels, first: 0, losses, lses });
+}
+
+/** dlogits. */
+export function lowerCrossEntropyBackward(call: Lowering<RowLoss>): void {
+  const [factor, known] = [call.inputs[0], call.inputs[3]].map((x) => call.dense(x, 1)), [dlogits] = call.outputs;
+  const logits = call.dense(call.inputs[1]), labels = call.dense(call.inputs[2], 1);
+  const odd = isPacked(logits.dtype) && logits.shape[1] % 4 !== 0;
+  const target = odd ? call.temporary(dlogits.shape, "f32") : dlogits;
+  const lse = known.offset === 0 ? known : fresh(call, known);
+  sweep(call, "gradient", false, { logits, labels, first: 0, known: lse, factor, dlogits: target });
+  if (target !== dlogits) copy(call, target, dlogits);
+}
+
+function fresh(call: Lowering<unknown>, x: View): View {
+  const y = call.temporary(x.shape, x.dtype);
+  copy(call, x, y);
+  return y;
+}
+
+/** Calls `f` with the logits of each chunk of rows, which share one buffer, and the chunk's rows of hidden. */
+function forEachChunk(
+  call: Lowering<RowLoss>,
+  hidden: View,
+  weight: View,
+  f: (logits: View, rows: View, first: number) => void,
+): void {
+  const [n, width] = hidden.shape, [classes] = weight.shape;
+  const most = Math.min(chunkBytes, call.capabilities.maxBinding) / (4 * Math.max(1, classes));
+  const size = Math.min(n, Math.max(4, 2 ** Math.floor(Math.log2(Math.max(1, most)))));
+  const buffer = call.temporary([size, classes], "f32");
+  for (let first = 0; first < n; first += size) {
+    const rows = Math.min(size, n - first);
+    const part = { ...hidden, shape: [rows, width], offset: hidden.offset + first * hidden.strides[0] };
+    const logits = { ...buffer, shape: [rows, classes] };
+    multiply(call, part, weight, { transposeA: false, transposeB: true }, logits);
+    f(logits, part, first);
+  }
+}
+
+/** hidden and weight dense, labels and the rest dense from offset 0 where kernels count rows from there. */
+function operands(call: Lowering<RowLoss>, at: number): { hidden: View; weight: View; labels: View } {
+  const [hidden, weight, labels] = call.inputs.slice(at);
+  return { hidden: call.dense(hidden), weight: call.dense(weight), labels: call.dense(labels, 1) };
+}
+
+/** Loss and lse of rows of hidden · weightᵀ. */
+export function lowerLinearCrossEntropy(call: Lowering<RowLoss>): void {
+  const { hidden, weight, labels } = operands(call, 0), [losses, lses] = call.outputs;
+  forEachChunk(
+    call,
+    hidden,
+    weight,
+    (logits, _, first) => sweep(call, "loss", false, { logits, labels, first, losses, lses }),
+  );
+}
+
+/** Both gradients from a chunk's dlogits; those of packed types with odd rows are summed in f32 and cast at the end. */
+function gradients(call: Lowering<unknown>, dhidden: View, dweight: View) {
+  const odd = isPacked(dhidden.dtype) && dhidden.shape[1] % 2 === 1;
+  const [dh, dw] = [dhidden, dweight].map((y) => odd ? call.temporary(y.shape, "f32") : y);
+  return {
+    add(dlogits: View, rows: View, weight: View, first: number): void {
+      multiply(call, dlogits, weight, { transposeA: false, transposeB: false }, dh, { row: first });
+      multiply(call, dlogits, rows, { transposeA: true, transposeB: false }, dw, { accumulate: first > 0 });
+    },
+    end(): void {
+      if (odd) [[dh, dhidden], [dw, dweight]].forEach(([from, to]) => copy(call, from, to));
+    },
+  };
+}
+
+/** dhidden and dweight, the logits computed again. */
+export function lowerLinearCrossEntropyBackward(call: Lowering<RowLoss>): void {
+  const { hidden, weight, labels } = operands(call, 1), [dhidden, dweight] = call.outputs;
+  const factor = call.dense(call.inputs[0], 1), known = fresh(call, call.inputs[4]);
+  const sums = gradients(call, dhidden, dweight);
+  forEachChunk(call, hidden, weight, (logits, rows, first) => {
+    sweep(call, "gradient", true, { logits, labels, first, known, factor });
+    sums.add(logits, rows, weight, first);
+  });
+  sums.end();
+}
+
+/** scale · Σ loss and its gradients in one walk over the chunks. */
+export function lowerLinearCrossEntropySum(call: Lowering<RowLoss>): void {
+  const { hidden, weight, labels } = operands(call, 0), [total, dhidden, dweight] = call.outputs;
+  const factor = call.dense(call.inputs[3], 1);
+  const losses = call.temporary([hidden.shape[0]], "f32"), sum = call.temporary([], "f32");
+  const sums = gradients(call, dhidden, dweight);
+  forEachChunk(call, hidden, weight, (logits, rows, first) => {
+    sweep(call, "both", true, { logits, labels, first, factor, losses });
+    sums.add(logits, rows, weight, first);
+  });
+  sums.end();
+  lowerReduce(call, "sum", losses, [0], sum);
+  elementwise(call, "mul", expressions.mul, [sum, factor], total);
+}
+
+/** The gradients that the forward pass made, times the loss's. */
+export function lowerLinearCrossEntropySumBackward(call: Lowering<unknown>): void {
+  const [g, ...made] = call.inputs;
+  made.forEach((x, i) => elementwise(call, "mul", expressions.mul, [x, g], call.outputs[i]));
+}
