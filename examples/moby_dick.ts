@@ -4,7 +4,7 @@
  *
  *     deno task demo --minutes 2
  */
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
@@ -118,6 +118,15 @@ function listen(): void {
   if (process.platform !== "win32") process.on("SIGTERM", hear);
 }
 
+let lastBreath = 0;
+
+/** Lets signals in, which come only when nothing else is waiting to run; seldom enough to cost nothing. */
+async function breathe(): Promise<void> {
+  if (performance.now() - lastBreath < 50) return;
+  await new Promise((resolve) => setTimeout(resolve, 0));
+  lastBreath = performance.now();
+}
+
 /** The book as bytes, every twentieth chapter apart, and what a byte of those costs who knows only how often each comes. */
 export function readBook(): { train: Uint8Array; heldOut: Uint8Array; entropy: number } {
   const train: string[] = [], heldOut: string[] = [];
@@ -137,6 +146,7 @@ async function chooseSize({ size, minutes, seed }: Options, text: Tensor): Promi
   if (named !== undefined) return named;
   let chosen = sizes[0], secondsPerFlop = 0;
   for (const candidate of sizes) {
+    await breathe();
     const flops = trainingFlops(configOf(candidate), candidate.batch, candidate.context);
     if (flops * secondsPerFlop > 60 * minutes / 40 || interrupt.at > 0) break; // too slow even to measure
     using trainer = new Trainer(candidate, text, seed);
@@ -211,6 +221,7 @@ async function train(
       lastRead = performance.now();
     }
     show();
+    await breathe();
   }
   await getBackend().synchronize();
   const bytesPerSecond = trainer.steps * trainer.bytesPerStep / (elapsed() - evaluating);
@@ -222,10 +233,17 @@ async function train(
   return { curve, bytesPerSecond };
 }
 
+/** Makes the folder and finds out, before any work is done, whether it can be written to. */
+async function prepareFolder(out: string): Promise<void> {
+  const probe = join(out, ".writable");
+  await mkdir(out, { recursive: true });
+  await writeFile(probe, "");
+  await rm(probe);
+}
+
 /** Writes model, config and loss curve. */
 async function save(trainer: Trainer, curve: Curve, entropy: number, { out, seed }: Options): Promise<void> {
   interrupt.saving = true;
-  await mkdir(out, { recursive: true });
   const metadata = { format: "pt", steps: String(trainer.steps), seed: String(seed) };
   await safetensors.write(join(out, "model.safetensors"), trainer.params, { metadata });
   await writeFile(join(out, "config.json"), `${JSON.stringify(trainer.config, null, 2)}\n`);
@@ -257,6 +275,7 @@ async function stream(params: Params, config: llama.LlamaConfig, seed: number): 
   for await (const byte of write(params, config, { prompt, length: 400, seed })) {
     process.stdout.write(decoder.decode(new Uint8Array([byte]), { stream: true }));
     count++;
+    await breathe();
     if (interrupt.at > 0) break;
   }
   console.log(
@@ -293,6 +312,9 @@ function describe({ loss, seconds, peakBytes }: StepCost): string {
 }
 
 async function main(options: Options): Promise<number> {
+  await prepareFolder(options.out).catch((cause) => {
+    throw new UsageError(`--out: cannot write to "${options.out}": ${cause.message}`);
+  });
   listen();
   const backend = await init({ backend: options.backend });
   const { train: bytes, heldOut, entropy } = readBook();
