@@ -432,7 +432,7 @@ function backwardTiles(
     batch: 4,
   });
   const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
-  if (subgroupSize < 16) return { keys: last, queries: last };
+  if (subgroupSize > 0 && subgroupSize < 16) return { keys: last, queries: last };
   if (dim <= 64) return { keys: [tile(16, 16, 4, 4, 16, 2), ...last], queries: [tile(16, 8, 8, 4), ...last] };
   if (dim <= 128) {
     return { keys: [tile(16, 8, 8, 4), ...last], queries: [tile(16, 16, 8, 8, 16, 2), tile(16, 8, 4, 8), ...last] };

@@ -9,6 +9,16 @@
  *   end  ──▶ groups are joined through workgroup memory; parts by `attentionCombine`, by lse
  *
  * No key passes through workgroup memory: a lane holds its numbers of q and out in registers for all rows.
+ *
+ * Floor: the cache once, at 4.07 TB/s on an H200: f16 B1 H32 Hk8 D64, 131,072 keys, 268 MB, 66 µs.
+ * Versions, TB/s with one batch row / B64 with 1,024 keys each, the combining kernel included:
+ *   v1  groups joined row by row, each thread scanning them; 128 threads, 128 parts / 2     2.47 / 1.78
+ *       64 threads                                                                          2.93 / 2.26
+ *   v2  all rows joined between two barriers; 128 threads, 128 parts / 1                    2.89 / 3.02  ◀
+ *       64 parts                                                                            3.13         ◀
+ *       64 threads                                                                          2.07 / 2.21
+ *   2 or 8 keys a step instead of 4: 2.0 to 2.4; 16 lanes a key 1.1, 4 lanes 2.6; 8 bytes a load 2.4
+ * f32: 3.4. D 128: 2.7. Group of 1: 3.7; of 8: 1.6, bound by arithmetic.
  */
 import {
   type AttentionCapabilities,
@@ -83,10 +93,19 @@ function pieceAt({ lanes }: AttentionDecodeParams, { wide }: AttentionOperand, l
   return wide ? `(2u * (${lane} + ${(e >> 1) * lanes}u) + ${e & 1}u)` : `(${lane} + ${e * lanes}u)`;
 }
 
+/** Rows whose results are joined between two barriers: as many as 8 KiB hold. */
+function rowsAtOnce(params: AttentionDecodeParams): number {
+  const { v, valueDim, rows, lanes, groups } = params, bytes = lanes * groups * pieces(params, v, valueDim) * 16;
+  let n = rows;
+  while (n > 1 && n * bytes > 8192) n /= 2;
+  return n;
+}
+
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
 export function attentionDecodeMemory(params: AttentionDecodeParams): number {
   const { v, valueDim, rows, lanes, groups, unroll, subgroups } = params;
-  return groups * rows * 8 + lanes * groups * (pieces(params, v, valueDim) * 16 + (subgroups ? 0 : rows * unroll * 4));
+  const outs = rowsAtOnce(params) * pieces(params, v, valueDim) * 16;
+  return groups * rows * 8 + lanes * groups * (outs + (subgroups ? 0 : rows * unroll * 4));
 }
 
 /**
@@ -169,7 +188,7 @@ function body(params: AttentionDecodeParams): string {
   const cells = (f: (r: number, n: number) => string): string => perRow((r) => each(unroll, (n) => f(r, n)).join(" "));
   const key = (n: number): string => `(k0 + ${n * groups}u + ty)`;
   const score = (r: number, n: number): string => `s${r}_${n}`;
-  const zeroed = features.leftpad;
+  const zeroed = features.leftpad, atOnce = rowsAtOnce(params);
 
   const dots = cells((r, n) =>
     `var ${score(r, n)} = 0.0f; ${
@@ -195,7 +214,7 @@ ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
 var<workgroup> state: array<vec2f, ${groups * rows}>;
-var<workgroup> outs: array<vec4f, ${all * valuePieces}>;
+var<workgroup> outs: array<vec4f, ${atOnce * all * valuePieces}>;
 ${rowScratch(all, rows * unroll, subgroups)}
 @compute @workgroup_size(${all})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
@@ -277,46 +296,50 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     ${mix}
   }
   if (tx == 0u) { ${perRow((r) => `state[ty * ${rows}u + ${r}u] = vec2f(m${r}, l${r});`)} }
-  workgroupBarrier();
   ${
-    perRow((r) =>
+    each(rows / atOnce, (pass) =>
       [
-        "{",
-        `var top = ${floor}; for (var n = 0u; n < ${groups}u; n++) { top = max(top, state[n * ${rows}u + ${r}u].x); }`,
-        "var sum = 0.0f;",
-        `for (var n = 0u; n < ${groups}u; n++) { let x = state[n * ${rows}u + ${r}u]; sum += x.y * exp2(x.x - top); }`,
-        `let f = exp2(m${r} - top);`,
+        pass === 0 ? "" : "workgroupBarrier();",
+        ...each(atOnce, (r) =>
+          each(valuePieces, (e) => `outs[${(r * valuePieces + e) * all}u + li] = o${pass * atOnce + r}_${e};`).join(
+            " ",
+          )),
         "workgroupBarrier();",
-        ...each(valuePieces, (e) => `outs[li * ${valuePieces}u + ${e}u] = o${r}_${e} * f;`),
-        "workgroupBarrier();",
-        finish(r),
-        "}",
-      ].join("\n")
-    )
+        finish(pass * atOnce),
+      ].join("\n")).join("\n")
   }
 }`;
 
-  function finish(r: number): string {
-    const place = split ? `part * u.batch * sq + outRow + i${r}` : `outRow + i${r}`;
-    const lsePlace = `(${split ? "part * u.batch + b" : "b"}) * u.heads * sq + h${r} * sq + i${r}`;
+  /** Joins the groups' results of the rows from `first` on: a thread one vec4f of one row. */
+  function finish(first: number): string {
+    const place = split ? "part * u.batch * sq + outRow + i" : "outRow + i";
+    const lsePlace = `(${split ? "part * u.batch + b" : "b"}) * u.heads * sq + h * sq + i`;
     const keep = features.dropout ? "u.keepScale" : "1.0f";
     const whole = features.sinks
-      ? `let sink = sinks[h${r}] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
-         let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f);
-         let by = select(0.0f, drop * ${keep} / total, total > 0.0f);`
+      ? `let sink = sinks[h] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
+      let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f);
+      let by = select(0.0f, drop * ${keep} / total, total > 0.0f);`
       : `let highest = top; let total = sum; let by = select(0.0f, ${keep} / total, total > 0.0f);`;
-    return `if (firstRow + ${r}u < rowCount) {
-      ${whole}
-      for (var x = li; x < ${lanes * valuePieces}u; x += ${all}u) {
-        let lane = x / ${valuePieces}u; var y = vec4f();
-        for (var n = 0u; n < ${groups}u; n++) { y += outs[n * ${lanes * valuePieces}u + x]; }
-        let e = x % ${valuePieces}u;
-        out_put(((${place}) * u.heads + h${r}) * ${valueDim}u, ${
+    const width = lanes * valuePieces;
+    return `for (var x = li; x < ${atOnce * width}u; x += ${all}u) {
+      let r = ${first}u + x / ${width}u; let row = firstRow + r;
+      if (row < rowCount) {
+        let i = row / u.group; let h = g * u.group + row % u.group;
+        let lane = x % ${lanes}u; let e = x % ${width}u / ${lanes}u;
+        var top = ${floor}; var sum = 0.0f; var y = vec4f();
+        ${each(groups, (n) => `top = max(top, state[${n * rows}u + r].x);`).join(" ")}
+        for (var n = 0u; n < ${groups}u; n++) {
+          let one = state[n * ${rows}u + r]; let f = exp2(one.x - top);
+          sum = fma(one.y, f, sum);
+          y = fma(outs[((r - ${first}u) * ${valuePieces}u + e) * ${all}u + n * ${lanes}u + lane], vec4f(f), y);
+        }
+        ${whole}
+        out_put(((${place}) * u.heads + h) * ${valueDim}u, ${
       v.wide ? `2u * (lane + (e >> 1u) * ${lanes}u) + (e & 1u)` : `lane + e * ${lanes}u`
     }, y * by);
-      }
-      if (li == 0u) {
-        lse[${lsePlace}] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
+        if (x % ${width}u == 0u) {
+          lse[${lsePlace}] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
+        }
       }
     }`;
   }
@@ -404,10 +427,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 /** Most rows (query heads of a group, times queries) for which decoding is the better kernel. */
 export const decodeRows = 32;
 
-/** Workgroups that fill a large device several times over; WebGPU does not tell how large one is. */
-const enough = 1024;
+/** Workgroups that fill a large device; WebGPU does not tell how large one is. */
+const enough = 512;
 /** Fewest keys of a part that are worth a workgroup of their own. */
-const leastKeys = 256;
+const leastKeys = 128;
 
 /**
  * Chooses the decoding kernel of a call and the number of parts.
@@ -443,8 +466,8 @@ export function pickAttentionDecode(
     subgroups: subgroupSize >= lanes,
     rows,
     lanes,
-    groups: Math.min(128, maxInvocations) / lanes,
-    unroll: rows === 8 ? 2 : 4,
+    groups: Math.min(rows === 8 ? 64 : 128, maxInvocations) / lanes,
+    unroll: 4,
     split: parts > 1,
   };
   const fitting = attentionDecodeMemory(params) <= maxWorkgroupMemory ? params : { ...params, groups: 32 / lanes };

@@ -314,7 +314,7 @@ function forwardTiles(
   });
   const many = (rows: number): boolean => batch * heads * Math.ceil(seqlenQ / rows) >= 256;
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
-  if (subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4, 8), last];
+  if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4, 8), last];
   if (valueDim <= 64) return [...(many(128) ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 128) return [...(many(128) ? [tile(16, 16, 8, 8, 16, 2)] : []), tile(16, 8, 8, 8), last];
   if (valueDim <= 192) return [tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
