@@ -18,7 +18,7 @@ import {
   lowerLinearCrossEntropyBackward,
   lowerLinearCrossEntropySum,
   lowerLinearCrossEntropySumBackward,
-} from "./loss.ts";
+} from "./loss_lowering.ts";
 import { lowerLayerNorm, lowerLayerNormBackward, lowerRmsNorm, lowerRmsNormBackward } from "./norm.ts";
 import { lowerRotary } from "./rotary.ts";
 import { lowerMatmul } from "./matmul_lowering.ts";
