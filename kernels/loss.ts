@@ -90,7 +90,7 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
   let lse = select(top + ft_log(w_s[0]), top, bitcast<u32>(top) == 0x7f800000u);`;
     const loss = `
   if (lane == 0u) {
-    let z = ${bent("target")};
+    let z = ${bent("chosen")};
     var loss = lse - (1.0 - u.smoothing) * z + u.z_loss * lse * lse;
     if (u.smoothing > 0.0) { loss -= u.smoothing * w_t[0] / classes; }
     losses[u.first + row] = select(select(ft_nan(), loss, inside), 0.0, ignored);
@@ -124,11 +124,11 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
   let inside = label >= 0 && label < i32(u.loads * ${vec}u);
   ${
       writes === "gradient" ? "let lse = known[u.first + row];" : `
-  var target = 0.0;
+  var chosen = 0.0;
   if (inside) { ${
         vec === 4
-          ? `let v = x[(${at}) / 4u]; let four = array<f32, 4>(${parts.join(", ")}); target = four[(${at}) % 4u];`
-          : `target = ${load(dtype, "x", at)};`
+          ? `let v = x[(${at}) / 4u]; let four = array<f32, 4>(${parts.join(", ")}); chosen = four[(${at}) % 4u];`
+          : `chosen = ${load(dtype, "x", at)};`
       } }
   ${sweep}
   ${loss}`
