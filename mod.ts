@@ -44,7 +44,16 @@ export type { AttentionOptions } from "./tensor/attention_options.ts";
 export { cuSeqlensFromMask, cuSeqlensFromPositionIds, padInput, unpadInput } from "./tensor/attention_packing.ts";
 export type { Packing, Unpadded } from "./tensor/attention_packing.ts";
 export { getBackend, memory, resetPeak, setBackend } from "./tensor/backend.ts";
-export type { Backend, Capabilities, Launch, LaunchLog, MemoryInfo, Recorder, Recording } from "./tensor/backend.ts";
+export type {
+  Backend,
+  Capabilities,
+  Launch,
+  LaunchLog,
+  MemoryInfo,
+  RecordedKernel,
+  Recorder,
+  Recording,
+} from "./tensor/backend.ts";
 export { compile } from "./tensor/compile.ts";
 export type { Compiled, RecordingInfo } from "./tensor/compile.ts";
 export { cpu } from "./tensor/cpu.ts";

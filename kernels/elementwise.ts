@@ -107,7 +107,7 @@ export interface ElementwiseCall extends ElementwiseShape {
   readonly size: number;
 }
 
-const names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+const names = ["a", "b", "c", "d", "e", "g", "h", "k"]; // no f: its offset would be `of`, a reserved word
 const lanes = 256;
 
 /** Thread index over a grid of workgroups in x and y. */
@@ -119,7 +119,10 @@ const entry = `@compute @workgroup_size(${lanes}) fn main(
 const zero = (helpers: string | undefined): [string, UniformType][] => helpers === undefined ? [] : [["zero", "u32"]];
 
 /** Four elements a thread over dense inputs of the result's shape, and scalars. */
-export function linear({ name, inputs, output, expression, helpers }: ElementwiseShape, walks: readonly Walk[]): Kernel {
+export function linear(
+  { name, inputs, output, expression, helpers }: ElementwiseShape,
+  walks: readonly Walk[],
+): Kernel {
   let id = name + "_linear";
   for (let i = 0; i < inputs.length; i++) id += "_" + inputs[i] + (walks[i] === "scalar" ? "s" : "");
   id += "_" + output;

@@ -43,10 +43,10 @@ export function elementwise(
   y: View,
 ): void {
   const views = inputs.map((x) => sameShape(x.shape, y.shape) ? x : broadcastLayout(x, y.shape));
-  const shape = { name, inputs: inputs.map((x) => x.dtype), output: y.dtype, expression };
   const size = sizeOf(y.shape);
-  const { kernel, uniforms, threads } = planElementwise(shape, views, size);
-  call.dispatch(kernel, [...inputs, y], uniforms, gridFor(threads, call.capabilities.maxWorkgroups));
+  const what = { name, inputs: inputs.map((x) => x.dtype), output: y.dtype, expression, layouts: views, size };
+  const { kernel, uniforms, threads } = planElementwise(what, views, size);
+  call.dispatch(kernel, [...inputs, y], uniforms, gridFor(threads, call.capabilities.maxWorkgroups), what);
 }
 
 /** y takes the elements that x sees, in y's dtype. */

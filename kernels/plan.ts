@@ -1,4 +1,5 @@
 /** What a recording needs to run again: which dispatches matter, which can run once, and which buffers can be shared. */
+import { fuse } from "./fuse.ts";
 import type { PooledBuffer } from "./memory.ts";
 import type { Noted } from "./recorder.ts";
 
@@ -25,6 +26,8 @@ export interface PlanInputs {
   readonly given: (buffer: PooledBuffer) => boolean;
   /** Buffers that the caller gets. */
   readonly results: ReadonlySet<PooledBuffer>;
+  /** Workgroups along one axis. */
+  readonly maxWorkgroups: number;
 }
 
 /** Larger results are computed at each replay rather than kept. */
@@ -92,11 +95,13 @@ export function planReplay(inputs: PlanInputs): Plan {
   const dispatches = needed(inputs);
   const constants = constantBuffers(dispatches, inputs);
   const isOnce = (dispatch: Noted) => writesOf(dispatch).every((buffer) => constants.has(buffer));
-  const once = dispatches.filter(isOnce), each = dispatches.filter((dispatch) => !isOnce(dispatch));
+  const once = dispatches.filter(isOnce);
+  const passing = (x: PooledBuffer) => inputs.made(x) && !inputs.results.has(x) && !constants.has(x);
+  const each = fuse(dispatches.filter((dispatch) => !isOnce(dispatch)), passing, inputs.maxWorkgroups);
   const lives = new Map<PooledBuffer, readonly [number, number]>();
   each.forEach(({ buffers }, i) => {
     for (const buffer of buffers) {
-      if (!inputs.made(buffer) || inputs.results.has(buffer) || constants.has(buffer)) continue;
+      if (!passing(buffer)) continue;
       lives.set(buffer, [lives.get(buffer)?.[0] ?? i, i]);
     }
   });

@@ -3,9 +3,10 @@ import type { Recorder, Recording } from "../tensor/backend.ts";
 import { UnsupportedError } from "../tensor/errors.ts";
 import { type Detour, detour } from "../tensor/scope.ts";
 import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
+import type { ElementwiseCall } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
 import { PooledBuffer, sizeClass } from "./memory.ts";
-import type { LaunchLabel } from "./profiler.ts";
+import type { Cost, LaunchLabel } from "./profiler.ts";
 
 /** One dispatch as it was noted. */
 export interface Noted {
@@ -16,6 +17,8 @@ export interface Noted {
   readonly uniforms: readonly number[];
   readonly workgroups: readonly [number, number, number];
   readonly label: LaunchLabel;
+  /** What it computes, when that is elementwise. */
+  readonly elementwise?: ElementwiseCall;
 }
 
 /** The dispatches of one call, in order. It stands where a pool, a queue and a profiler stand. */
@@ -31,6 +34,7 @@ export class Tracing {
   readonly captured = new Set<PooledBuffer>();
   readonly #nowhere: GPUBuffer;
   #label: LaunchLabel | null = null;
+  #elementwise: ElementwiseCall | undefined;
 
   /** @param nowhere any buffer; nothing is bound while recording */
   constructor(nowhere: GPUBuffer) {
@@ -59,8 +63,9 @@ export class Tracing {
   }
 
   /** What the next dispatch is called. */
-  launch(label: LaunchLabel): undefined {
+  launch(label: LaunchLabel, cost?: Cost): undefined {
     this.#label = label;
+    this.#elementwise = cost?.expression === undefined ? undefined : cost as ElementwiseCall;
   }
 
   dispatch(
@@ -86,6 +91,7 @@ export class Tracing {
       uniforms: kernel.uniforms.map(([name]) => uniforms[name]),
       workgroups: [...workgroups],
       label: this.#label!,
+      elementwise: this.#elementwise,
     });
   }
 

@@ -1,6 +1,7 @@
 /** Replaying: planned buffers, uniforms written once, bind groups kept; each replay is one list of dispatches. */
-import type { Recording } from "../tensor/backend.ts";
+import type { RecordedKernel, Recording } from "../tensor/backend.ts";
 import type { Storage } from "../tensor/tensor.ts";
+import type { Kernel } from "./kernel.ts";
 import type { BufferPool, PooledBuffer } from "./memory.ts";
 import { type Pipeline, type Pipelines, slotBytes } from "./pipelines.ts";
 import { planReplay } from "./plan.ts";
@@ -17,11 +18,13 @@ export interface ReplayParts {
   readonly pool: BufferPool;
   readonly queue: DispatchQueue;
   readonly pipelines: Pipelines;
+  readonly maxWorkgroups: number;
 }
 
 interface Ready extends BoundDispatch {
   group: GPUBindGroup | null;
   readonly compiled: Pipeline;
+  readonly kernel: Kernel;
   readonly label: LaunchLabel;
   /** Where each buffer is to be found. */
   readonly places: readonly Place[];
@@ -70,6 +73,7 @@ export class Replay implements Recording {
       made: (buffer) => tracing.made.has(buffer),
       given: (buffer) => standIns.includes(buffer),
       results: new Set(results),
+      maxWorkgroups: parts.maxWorkgroups,
     });
     const slots = plan.slots.map((bytes) => pool.take(bytes, "compile"));
     const constants = new Map([...plan.constants].map((buffer) => [buffer, pool.take(buffer.bytes, "compile")]));
@@ -101,6 +105,7 @@ export class Replay implements Recording {
         pipeline: compiled.pipeline,
         compiled,
         group,
+        kernel,
         label,
         places: at,
         offset: blocks[i] > 0 ? i : -1,
@@ -117,6 +122,15 @@ export class Replay implements Recording {
 
   get dispatches(): number {
     return this.#ready.length;
+  }
+
+  get kernels(): RecordedKernel[] {
+    const found = new Map<string, RecordedKernel>();
+    for (const { kernel: { name, source }, label: { op } } of this.#ready) {
+      const id = `${op} ${name}`;
+      found.set(id, { op, name, calls: (found.get(id)?.calls ?? 0) + 1, source });
+    }
+    return [...found.values()];
   }
 
   replay(given: readonly Storage[]): Storage[] {

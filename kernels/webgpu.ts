@@ -34,7 +34,7 @@ interface Parts {
   readonly queue: Pick<DispatchQueue, "dispatch">;
   readonly pipelines: Pipelines;
   /** While a profile is taken. */
-  readonly profiler: Pick<Profiler | Tracing, "launch"> | null;
+  readonly profiler: Pick<Tracing, "launch"> | Pick<Profiler, "launch"> | null;
 }
 
 /** One call of an op on this device. */
@@ -65,7 +65,7 @@ class DeviceCall<P> implements Lowering<P> {
   ): void {
     if (workgroups[0] === 0 || workgroups[1] === 0 || workgroups[2] === 0) return;
     const { queue, pipelines, profiler } = this.#parts;
-    const timestamps = profiler?.launch(labelOf(this.#op, kernel, this.inputs, views, cost));
+    const timestamps = profiler?.launch(labelOf(this.#op, kernel, this.inputs, views, cost), cost);
     queue.dispatch(pipelines, kernel, views.map((v) => v.buffer), uniforms, workgroups, timestamps);
   }
 
@@ -244,7 +244,13 @@ class WebGpuBackend implements Backend {
     };
     const by = { enter: standIn(tracing), leave: standIn(null) };
     return new DeviceRecorder(tracing, by, (results) => {
-      const parts = { device: this.#device.device, pool: this.#pool, queue: this.#queue, pipelines: this.#pipelines };
+      const parts = {
+        device: this.#device.device,
+        pool: this.#pool,
+        queue: this.#queue,
+        pipelines: this.#pipelines,
+        maxWorkgroups: this.capabilities.maxWorkgroups,
+      };
       return new Replay(parts, tracing, results, () => this.#profiler, () => this.#check("compile"));
     });
   }

@@ -79,10 +79,24 @@ export interface Recorder {
   free(): void;
 }
 
+/** A kernel of a recording. */
+export interface RecordedKernel {
+  /** The op that asked for it, or `fused` for several elementwise ops in one. */
+  readonly op: string;
+  /** Its name, with its parameters. */
+  readonly name: string;
+  /** How often it runs in one replay. */
+  readonly calls: number;
+  /** Its shader. */
+  readonly source: string;
+}
+
 /** What was recorded, ready to run. */
 export interface Recording {
   /** How many dispatches one replay is. */
   readonly dispatches: number;
+  /** The kernels of one replay, in the order of their first run. */
+  readonly kernels: readonly RecordedKernel[];
   /** Bytes that it keeps for values between its dispatches. */
   readonly bytes: number;
   /**

@@ -16,12 +16,7 @@ export interface Compiled<A extends readonly unknown[], R> extends Disposable {
 }
 
 /** What one recording of a compiled function is. */
-export interface RecordingInfo {
-  /** Dispatches of one replay. */
-  readonly dispatches: number;
-  /** Bytes that it keeps on the device. */
-  readonly bytes: number;
-}
+export type RecordingInfo = Pick<Recording, "dispatches" | "bytes" | "kernels">;
 
 /** Recordings that one compiled function keeps. */
 const maxRecordings = 16;
@@ -322,8 +317,9 @@ function freeAll(entries: Entry<unknown>[]): void {
 
 /**
  * A function whose work is recorded at its first call with each signature and replayed from then on: on a GPU nothing
- * is allocated, bound or planned again, and no tape is kept, so a small model runs as fast as its kernels. Results are
- * those of the plain function, to the bit.
+ * is allocated, bound or planned again, and no tape is kept, so a small model runs as fast as its kernels. Elementwise
+ * ops that feed one another run as one kernel; `recordings` shows its text. Results are those of the plain function, to
+ * the bit.
  *
  * A signature is the form of the arguments, their dtypes, shapes and views, and every host value among them; up to 16
  * are kept, each with buffers of its own. What the function captures from outside (tensors, numbers) is a constant of
@@ -386,7 +382,7 @@ export function compile<A extends readonly unknown[], R>(f: (...args: A) => R): 
   };
   const compiled = Object.defineProperties(call, {
     recordings: {
-      get: () => entries.map(({ recording: { dispatches, bytes } }) => ({ dispatches, bytes })),
+      get: () => entries.map(({ recording: { dispatches, bytes, kernels } }) => ({ dispatches, bytes, kernels })),
     },
     [Symbol.dispose]: { value: () => freeAll(entries) },
   }) as Compiled<A, R>;
