@@ -1,0 +1,152 @@
+/**
+ * Rotary embedding on [B, S, H, D], read by its strides and written dense.
+ *
+ *   a head   │ x1 ········ │ x2 ········ │ the rest │     a thread turns four pairs, x1[i … i+3] with x2[i … i+3],
+ *            0             R             2R         D     or copies four of the rest; interleaved: two pairs
+ *
+ * Floor for [4, 1024, 32, 128] bf16: 67 MB at 4.07 TB/s = 0.017 ms.
+ */
+import type { DType } from "../tensor/dtype.ts";
+import { rotaryInputs, type RotaryParams } from "../tensor/rotary.ts";
+import { sizeOf } from "../tensor/shape.ts";
+import { globalIndex, gridFor } from "./elementwise.ts";
+import { each, type Kernel, kernel } from "./kernel.ts";
+import { copy, type Lowering, type View } from "./lowering.ts";
+import { mathFunctions } from "./math.ts";
+import { readRow, rowOutput, rowType, writeRow } from "./rows.ts";
+import { roundingFunctions } from "./storage.ts";
+
+interface RotaryText {
+  readonly dtype: DType;
+  readonly vec: 1 | 4;
+  readonly interleaved: boolean;
+  readonly positioned: boolean;
+}
+
+const rotary = ({ dtype, vec, interleaved, positioned }: RotaryText): Kernel => {
+  const tile = { vec }, output = rowOutput(dtype, tile);
+  const name = `rotary_v${vec}_${dtype}${interleaved ? "_interleaved" : ""}${positioned ? "_positions" : ""}`;
+  return kernel(name, {
+    reads: { cosines: "f32", sines: "f32", ...(positioned ? { positions: "i32" } : {}), x: rowType(dtype, tile) },
+    writes: { y: rowType(output, tile) },
+    uniforms: {
+      n: "u32",
+      units: "u32",
+      turns: "u32",
+      heads: "u32",
+      steps: "u32",
+      width: "u32",
+      length: "u32",
+      x: "u32",
+      xBatch: "u32",
+      xStep: "u32",
+      xHead: "u32",
+      loads: "u32",
+      cosines: "u32",
+      sines: "u32",
+      positions: "u32",
+      pBatch: "u32",
+      pStep: "u32",
+      sign: "f32",
+    },
+  }, () => {
+    // A thread's pairs: (name of the first, of the second, angle's place in the table's row).
+    const pairs = interleaved
+      ? each(vec === 4 ? 2 : 1, (j) => vec === 4 ? `a_${2 * j} a_${2 * j + 1} ${j}` : `a_0 b_0 ${j}`)
+      : each(vec, (j) => `a_${j} b_${j} ${j}`);
+    const turned = pairs.map((pair, i) => {
+      const [a, b, j] = pair.split(" ");
+      return `let c${i} = select(hole, cosines[u.cosines + angle + ${j}u], inside);
+    let s${i} = select(hole, u.sign * sines[u.sines + angle + ${j}u], inside);
+    let p${i} = ${a} * c${i} - ${b} * s${i}; let q${i} = ${b} * c${i} + ${a} * s${i};`;
+    });
+    const p = pairs.map((_, i) => `p${i}`), q = pairs.map((_, i) => `q${i}`);
+    const adjacent = interleaved && vec === 4;
+    const second = interleaved ? "left + 1u" : `left + u.turns`;
+    const body = `let t = ${globalIndex};
+  if (t >= u.n) { return; }
+  let row = t / u.units;
+  let unit = t % u.units;
+  let head = row % u.heads;
+  let step = row / u.heads % u.steps;
+  let batch = row / u.heads / u.steps;
+  let start = u.x + batch * u.xBatch + step * u.xStep + head * u.xHead;
+  let own = row * u.loads;
+  if (unit < u.turns) {
+    let at = ${positioned ? "u32(positions[u.positions + batch * u.pBatch + step * u.pStep])" : "step"};
+    let inside = at < u.length;
+    let hole = ft_nan();
+    let angle = min(at, u.length - 1u) * u.width + unit * ${adjacent ? 2 : interleaved ? 1 : vec}u;
+    let left = ${interleaved && vec === 1 ? "2u * unit" : "unit"};
+    ${readRow(dtype, tile, "x", "start + left", "a").text}
+    ${adjacent ? "" : readRow(dtype, tile, "x", `start + ${second}`, "b").text}
+    ${turned.join("\n    ")}
+    ${
+      adjacent
+        ? writeRow(output, tile, "y", "own + left", ["p0", "q0", "p1", "q1"])
+        : `${writeRow(output, tile, "y", "own + left", p)}
+    ${writeRow(output, tile, "y", `own + ${second}`, q)}`
+    }
+  } else {
+    let rest = u.loads - u.units + unit;
+    ${readRow(dtype, tile, "x", "start + rest", "a").text}
+    ${writeRow(output, tile, "y", "own + rest", each(vec, (j) => `a_${j}`))}
+  }`;
+    return `${mathFunctions(body)}
+${roundingFunctions(output)}
+@compute @workgroup_size(256) fn main(
+  @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
+) {
+  ${body}
+}`;
+  });
+};
+
+/** Rotary embedding of each input. */
+export function lowerRotary(call: Lowering<RotaryParams>): void {
+  const { cos, sin, positions, xs } = rotaryInputs(call.inputs, call.params);
+  const tables = [call.dense(cos, 1), call.dense(sin, 1)],
+    at = positions === undefined ? [] : [call.dense(positions, 1)];
+  xs.forEach((x, i) => turn(call, tables, at, x, call.outputs[i]));
+}
+
+function turn(
+  call: Lowering<RotaryParams>,
+  tables: readonly View[],
+  positions: readonly View[],
+  x: View,
+  y: View,
+): void {
+  const { interleaved, reverse } = call.params, [B, S, H, D] = x.shape, [length, R] = tables[0].shape;
+  if (sizeOf(x.shape) === 0) return;
+  const direct = x.strides[3] === 1 || D === 1 ? x : call.dense(x);
+  const places = [direct.offset, ...direct.strides.slice(0, 3)];
+  const vec = [...places, D, interleaved ? 2 * R : R].every((n) => n % 4 === 0) ? 4 : 1;
+  const turns = interleaved ? 2 * R / (vec === 4 ? 4 : 2) : R / vec, units = turns + (D - 2 * R) / vec;
+  const [offset, xBatch, xStep, xHead] = places.map((n) => n / vec);
+  const out = rowOutput(y.dtype, { vec }) === y.dtype ? y : call.temporary(y.shape, "f32");
+  const n = B * S * H * units, rows = positions[0]?.shape.length === 2;
+  const uniforms = {
+    n,
+    units,
+    turns,
+    heads: H,
+    steps: S,
+    width: R,
+    length,
+    x: offset,
+    xBatch,
+    xStep,
+    xHead,
+    loads: D / vec,
+    cosines: tables[0].offset,
+    sines: tables[1].offset,
+    positions: positions[0]?.offset ?? 0,
+    pBatch: rows ? S : 0,
+    pStep: 1,
+    sign: reverse ? -1 : 1,
+  };
+  const kernel = rotary({ dtype: x.dtype, vec, interleaved, positioned: positions.length > 0 });
+  call.dispatch(kernel, [...tables, ...positions, direct, out], uniforms, gridFor(n, call.capabilities.maxWorkgroups));
+  if (out !== y) copy(call, out, y);
+}
