@@ -301,7 +301,7 @@ export function pickAttentionForward(
 /** Tiles to try, best first; few workgroups are spread over smaller tiles. */
 function forwardTiles(
   { subgroupSize }: AttentionCapabilities,
-  { batch, heads, seqlenQ, valueDim }: AttentionShape,
+  { batch, heads, seqlenQ, seqlenK, valueDim }: AttentionShape,
 ): AttentionTile[] {
   const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16, stage = 1): AttentionTile => ({
     tx,
@@ -314,7 +314,13 @@ function forwardTiles(
   });
   const many = (rows: number): boolean => batch * heads * Math.ceil(seqlenQ / rows) >= 256;
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
-  if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) return [tile(8, 8, 4, 4, 8), last];
+  if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) { // a software adapter: the large text takes a second to compile
+    return [
+      ...(batch * heads * seqlenQ * seqlenK > 2 ** 21 ? [tile(8, 8, 8, 8, 8, 4)] : []),
+      tile(8, 8, 4, 4, 8),
+      last,
+    ];
+  }
   if (valueDim <= 64) return [...(many(128) ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 128) return [...(many(128) ? [tile(16, 16, 8, 8, 16, 2)] : []), tile(16, 8, 8, 8), last];
   if (valueDim <= 192) return [tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
