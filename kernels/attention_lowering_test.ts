@@ -1,0 +1,217 @@
+/** Attention's kernels against the loops in f64, on the adapter as it is and on what it can be made to look like. */
+import assert from "node:assert/strict";
+import { attentionBackwardOp, attentionOp } from "../tensor/attention.ts";
+import { dropoutMask } from "../tensor/attention_dropout.ts";
+import type { OptionalInput } from "../tensor/attention_options.ts";
+import type { Backend, Capabilities } from "../tensor/backend.ts";
+import { cpu } from "../tensor/cpu.ts";
+import { tensor } from "../tensor/create.ts";
+import { type DType, dtypes, isFloat } from "../tensor/dtype.ts";
+import { broadcastTo, permute, reshape, slice } from "../tensor/movement.ts";
+import { runAll } from "../tensor/op.ts";
+import { key, randn } from "../tensor/random.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { needAdapter } from "../testing/laws/adapter.ts";
+import { webgpu } from "./webgpu.ts";
+
+const host = cpu();
+
+async function device(changes: Partial<Capabilities> = {}): Promise<Backend> {
+  const backend = await needAdapter(webgpu());
+  Object.assign(backend.capabilities, changes);
+  return backend;
+}
+
+const adapter = await device();
+// Without subgroups rows are reduced through workgroup memory, and the tiles are those of a real GPU.
+const portable = await device({ subgroupSize: 0, subgroups: false });
+const least = await device({ subgroupSize: 0, subgroups: false, maxWorkgroupMemory: 16384, maxInvocations: 256 });
+
+interface Input {
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  readonly values: ArrayLike<number>;
+}
+
+let seed = 1;
+
+/** Normal numbers as the dtype holds them. */
+async function normal(shape: readonly number[], dtype: DType = "f32", scale = 1): Promise<Input> {
+  const values = await randn(key(seed++, { backend: host }), shape, { dtype }).data();
+  return { shape, dtype, values: scale === 1 ? values : Float32Array.from(values, (x) => Math.fround(x * scale)) };
+}
+
+function on(backend: Backend, { shape, dtype, values }: Input): Tensor {
+  const type = backend === host && isFloat(dtype) ? "f64" : dtype;
+  return tensor(Array.from(values), { shape, dtype: type, backend });
+}
+
+interface Problem {
+  readonly q: Input;
+  readonly k: Input;
+  readonly v: Input;
+  readonly optional?: Partial<Record<OptionalInput, Input>>;
+  readonly window?: readonly [number, number];
+  readonly softcap?: number;
+  readonly dropout?: number;
+  readonly maxSeqlens?: readonly [number, number];
+  readonly gradients?: readonly ("bias" | "sinks")[];
+}
+
+/** Largest distance, counted in what f32 sums of that size and one rounding to the dtype may cost. */
+function assertNear(what: string, actual: ArrayLike<number>, expected: ArrayLike<number>, dtype: DType): void {
+  let size = 1;
+  for (let i = 0; i < expected.length; i++) {
+    if (Number.isFinite(expected[i])) size = Math.max(size, Math.abs(expected[i]));
+  }
+  const unit = dtype === "f32" ? 0 : dtypes[dtype].epsilon;
+  for (let i = 0; i < expected.length; i++) {
+    if (actual[i] === expected[i]) continue;
+    const bound = 4e-6 * size + unit * Math.abs(expected[i]);
+    assert.ok(Math.abs(actual[i] - expected[i]) <= bound, `${what}[${i}] is ${actual[i]}, expected ${expected[i]}`);
+  }
+}
+
+/** Runs forward and backward on a backend and in f64, and twice on the backend. */
+async function check(backend: Backend, problem: Problem): Promise<void> {
+  const { q, k, v, optional = {}, window = [-1, -1], softcap = 0, dropout = 0, maxSeqlens = null } = problem;
+  const { gradients = [] } = problem, names = Object.keys(optional) as OptionalInput[];
+  const params = { scale: q.shape.at(-1)! ** -0.5, window, softcap, dropout, maxSeqlens, optional: names };
+  const inputs = [q, k, v, ...names.map((name) => optional[name]!)];
+  const [x, exact] = [backend, host].map((at) => inputs.map((input) => on(at, input)));
+  const results = runAll(attentionOp, x, params), wanted = runAll(attentionOp, exact, params);
+  for (const [i, name] of ["out", "lse"].entries()) {
+    assertNear(name, await results[i].data(), await wanted[i].data(), results[i].dtype);
+  }
+  const dOut = await normal(results[0].shape, q.dtype), dLse = await normal(results[1].shape);
+  const back = (at: Backend, x: Tensor[], y: Tensor[]): Tensor[] =>
+    runAll(attentionBackwardOp, [on(at, dOut), on(at, dLse), ...x.slice(0, 3), ...y, ...x.slice(3)], {
+      ...params,
+      gradients,
+    });
+  // The gradient of the results as they are: rounded ones, when they are 16-bit.
+  const given = await Promise.all(results.map(async (y) => on(host, { ...y, values: await y.data() })));
+  const grads = back(backend, x, results), wantedGrads = back(host, exact, q.dtype === "f32" ? wanted : given);
+  for (const [i, name] of ["dq", "dk", "dv", ...gradients].entries()) {
+    assertNear(name, await grads[i].data(), await wantedGrads[i].data(), grads[i].dtype);
+  }
+  const bytes = (all: Tensor[]) => Promise.all(all.map((y) => y.bytes()));
+  const again = runAll(attentionOp, x, params);
+  assert.deepEqual(await bytes(again), await bytes(results));
+  assert.deepEqual(await bytes(back(backend, x, again)), await bytes(grads));
+}
+
+async function dense(
+  [batch, seqlenQ, seqlenK, heads, kvHeads, headDim, valueDim]: readonly number[],
+  dtype: DType = "f32",
+): Promise<Pick<Problem, "q" | "k" | "v">> {
+  return {
+    q: await normal([batch, seqlenQ, heads, headDim], dtype),
+    k: await normal([batch, seqlenK, kvHeads, headDim], dtype),
+    v: await normal([batch, seqlenK, kvHeads, valueDim], dtype),
+  };
+}
+
+async function everything(): Promise<Problem> {
+  const allowed = (await normal([2, 1, 37, 45])).values;
+  return {
+    ...await dense([2, 37, 45, 4, 2, 20, 12]),
+    optional: {
+      alibiSlopes: await normal([2, 4], "f32", 0.1),
+      bias: await normal([4, 1, 45]),
+      mask: { shape: [2, 1, 37, 45], dtype: "bool", values: Array.from(allowed, (x) => x < 0.5 ? 1 : 0) },
+      sinks: await normal([4]),
+      key: { shape: [2], dtype: "u32", values: [123456789, 987654321] },
+    },
+    window: [20, 4],
+    softcap: 3,
+    dropout: 0.3,
+    gradients: ["bias", "sinks"],
+  };
+}
+
+for (const size of [32, 40, 59, 64, 80, 96, 111, 128, 192, 256]) {
+  const window = size % 3 === 0 ? [-1, -1] as const : [-1, 0] as const;
+  Deno.test(`attention of head size ${size} is exact, forward and backward`, async () => {
+    await check(adapter, { ...await dense([1, 67, 101, 2, 1, size, size]), window });
+  });
+}
+
+Deno.test("attention takes one query or one key as well as several tiles", async () => {
+  for (const [sq, sk] of [[1, 239], [239, 1], [113, 203], [203, 113]]) {
+    for (const window of [[-1, -1], [-1, 0], [20, 7]] as const) {
+      await check(adapter, { ...await dense([1, sq, sk, 2, 1, 64, 64]), window });
+    }
+  }
+});
+
+for (const dtype of ["f16", "bf16"] as const) {
+  Deno.test(`attention reads and writes ${dtype}, odd sizes included`, async () => {
+    for (const [headDim, valueDim] of [[64, 64], [20, 42], [7, 5]]) {
+      await check(adapter, { ...await dense([2, 35, 45, 4, 2, headDim, valueDim], dtype), window: [-1, 0] });
+    }
+  });
+}
+
+Deno.test("attention's options together are exact, with the gradients of bias and sinks", async () => {
+  await check(adapter, await everything());
+});
+
+Deno.test("attention without subgroups, in a GPU's tiles, is as exact", async () => {
+  await check(portable, await everything());
+  await check(portable, { ...await dense([1, 140, 150, 2, 1, 64, 64]), window: [-1, 0] });
+  await check(portable, { ...await dense([2, 70, 90, 2, 1, 100, 128], "f16") });
+  await check(portable, { ...await dense([1, 1, 300, 8, 2, 64, 64]) });
+});
+
+Deno.test("attention fits the least device that WebGPU allows", async () => {
+  await check(least, { ...await dense([1, 70, 90, 2, 1, 64, 64]), window: [-1, 0] });
+  await check(least, { ...await dense([1, 40, 50, 1, 1, 256, 256]) });
+});
+
+Deno.test("attention over sequences of varying length leaves rows of no sequence empty", async () => {
+  const starts = (values: number[]): Input => ({ shape: [values.length], dtype: "i32", values });
+  const lengths = {
+    cuSeqlensQ: starts([0, 13, 13, 40, 44]),
+    cuSeqlensK: starts([0, 20, 29, 29, 66]),
+  };
+  const packed = { q: await normal([50, 4, 16]), k: await normal([70, 2, 16]), v: await normal([70, 2, 16]) };
+  await check(adapter, { ...packed, optional: lengths, maxSeqlens: [27, 37], window: [-1, 0] });
+  const bias = await normal([4, 4, 20, 30]);
+  await check(adapter, { ...packed, optional: { bias, ...lengths }, maxSeqlens: [20, 30], gradients: ["bias"] });
+});
+
+Deno.test("attention over no keys gives zeros and −∞", async () => {
+  await check(adapter, await dense([2, 5, 0, 2, 1, 8, 8]));
+  const none = runAll(
+    attentionOp,
+    [await normal([1, 3, 2, 8]), await normal([1, 0, 1, 8]), await normal([1, 0, 1, 8])]
+      .map((x) => on(adapter, x)),
+    { scale: 1, window: [-1, -1], softcap: 0, dropout: 0, maxSeqlens: null, optional: [] },
+  );
+  assert.deepEqual([...await none[1].data()], Array(6).fill(-Infinity));
+});
+
+Deno.test("attention reads views in place: packed, transposed and repeated ones", async () => {
+  const params = { scale: 0.25, window: [-1, 0], softcap: 0, dropout: 0, maxSeqlens: null, optional: [] } as const;
+  const values = await normal([2, 3, 4, 30, 16]); // batch, part, heads, positions, size
+  const shared = await normal([1, 30, 1, 16]);
+  const outs = [adapter, host].map((at) => {
+    const whole = on(at, values);
+    const part = (i: number) => permute(tensorPart(whole, i), [0, 2, 1, 3]);
+    return runAll(attentionOp, [part(0), part(1), broadcastTo(on(at, shared), [2, 30, 4, 16])], params)[0];
+  });
+  assertNear("out", await outs[0].data(), await outs[1].data(), "f32");
+});
+
+function tensorPart(x: Tensor, i: number): Tensor {
+  const [batch, , ...rest] = x.shape;
+  return reshape(slice(x, [0, i, 0, 0, 0], [batch, i + 1, ...rest]), [batch, ...rest]);
+}
+
+Deno.test("dropoutMask() on the GPU is the CPU's", async () => {
+  const masks = await Promise.all(
+    [adapter, host].map((at) => dropoutMask(key(7, { backend: at }), 0.3, [2, 3, 5, 7]).data()),
+  );
+  assert.deepEqual(masks[0], masks[1]);
+});
