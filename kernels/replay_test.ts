@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { grad, valueAndGrad } from "../autograd/grad.ts";
+import { grad, valueAndGrad } from "../mod.ts";
 import { setBackend } from "../tensor/backend.ts";
 import { compile } from "../tensor/compile.ts";
 import { full, ones, tensor, zeros } from "../tensor/create.ts";
