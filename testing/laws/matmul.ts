@@ -1,6 +1,6 @@
 /** Samples of products, gathering and scattering. */
 import { DTypeError, IndexError, ShapeError } from "../../tensor/errors.ts";
-import { scatterAdd, scatterAddOp, take, takeOp } from "../../tensor/gather.ts";
+import { scatterAdd, type scatterAddOp, take, takeOp } from "../../tensor/gather.ts";
 import { matmul, type MatmulOptions, matmulSizes } from "../../tensor/matmul.ts";
 import type { NdArray, ParamsOf } from "../../tensor/op.ts";
 import { broadcastLayout, type Shape, sizeOf, stridesOf } from "../../tensor/shape.ts";

@@ -56,7 +56,8 @@ function groupsOf(x: NdArray, axes: readonly number[]): number[][] {
   return groups;
 }
 
-type Sum = (values: readonly number[]) => number;
+/** Adds numbers up in f32. */
+export type Sum = (values: readonly number[]) => number;
 
 /** Σ in f32, one after another: a sum has no order, so from either end, and from the largest down. */
 export const naiveSums: readonly Sum[] = [

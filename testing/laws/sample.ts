@@ -50,6 +50,10 @@ export interface Sample<P> {
   readonly smooth: Arbitrary<Call<P>> | null;
   /** For fused ops: their derivative has none of its own, and says so. */
   readonly once?: true;
+  /** Float inputs that are constants to the derivative. */
+  constants?(params: P): readonly number[];
+  /** The results that users get, where an op has more. */
+  results?(outputs: readonly Tensor[]): readonly Tensor[];
   /** Calls that are not valid; null where the op takes every tensor. */
   readonly refused: Arbitrary<Refusal> | null;
 }
