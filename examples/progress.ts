@@ -17,7 +17,7 @@ function widthOf(text: string): number {
 /** The line for a width: a bar, the share done, and as many fields as fit. */
 export function line({ done, fields }: Progress, columns: number): string {
   const share = `${Math.floor(100 * done)}%`.padStart(4);
-  const barWidth = Math.max(0, Math.min(24, Math.floor(columns / 5)));
+  const barWidth = Math.max(0, Math.min(24, Math.floor(columns / 8)));
   const full = Math.round(barWidth * done);
   let text = barWidth < 4 ? share : `${"━".repeat(full)}${"╌".repeat(barWidth - full)}${share}`;
   for (const field of fields) {

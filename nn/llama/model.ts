@@ -14,6 +14,7 @@ import { rangeOf, type Tensor } from "../../tensor/tensor.ts";
 import type { AttentionCache } from "../../tensor/attention_cache.ts";
 import type { AttentionAlgorithm, Rotary } from "../attention.ts";
 import { grownCapacity, type KvCache } from "../cache.ts";
+import { dropout } from "../dropout.ts";
 import { normal } from "../init.ts";
 import { embedding, linear } from "../linear.ts";
 import { nextTokenLoss } from "../loss.ts";
@@ -41,6 +42,8 @@ export interface ForwardOptions {
 export interface LossOptions extends Omit<ForwardOptions, "cache"> {
   /** Keeps only what enters each block and computes the block again on the way back. */
   readonly checkpoint?: boolean;
+  /** Drops elements of the embeddings and of what each layer adds to them; none when not given. */
+  readonly dropout?: { readonly p: number; readonly key: Tensor };
 }
 
 /** Shapes by name: all parameters of a model, in the order of the computation. */
@@ -151,7 +154,7 @@ function backbone(
   params: LlamaParams,
   config: LlamaConfig,
   ids: Tensor,
-  { attentionMask, positions, cache, attention, checkpoint = false }: LossOptions & ForwardOptions,
+  { attentionMask, positions, cache, attention, checkpoint = false, dropout: drop }: LossOptions & ForwardOptions,
 ): { hidden: Tensor; cache?: KvCache } {
   const model = dimensions(config);
   if (ids.rank !== 2 || ids.dtype !== "i32") {
@@ -172,10 +175,13 @@ function backbone(
     attention,
   };
   let x = embedding({ weight: params["model.embed_tokens.weight"] }, ids); // [B, S, size]
+  if (drop !== undefined) x = dropout(x, { p: drop.p, key: foldIn(drop.key, model.layers) });
   const layers: AttentionCache[] = [];
   for (let i = 0; i < model.layers; i++) {
     const seen = cache && { seen: cache.layers[i], past, capacity: cache.capacity };
-    const run = (block: TransformerBlockParams, x: Tensor) => transformerBlock(block, x, { ...options, cache: seen });
+    const dropHere = drop && { p: drop.p, key: foldIn(drop.key, i) };
+    const run = (block: TransformerBlockParams, x: Tensor) =>
+      transformerBlock(block, x, { ...options, cache: seen, dropout: dropHere });
     const next = (checkpoint ? checkpointed(run) : run)(blockOf(params, i), x);
     x.dispose();
     x = next.out;

@@ -110,10 +110,21 @@ Deno.test("adamw() follows the fixture's losses with clipped gradients", async (
   }
 });
 
-Deno.test("the gradient is the same with checkpointed blocks", async () => {
+Deno.test("dropout in training changes the loss, by the key alone", async () => {
   const params = llama.init(key(3), small), ids = randint(key(4), [2, 7], { max: 61 });
+  const at = async (dropout?: { p: number; key: Tensor }) =>
+    await llama.loss(params, small, ids, ids, { dropout }).item();
+  assert.equal(await at({ p: 0, key: key(1) }), await at());
+  assert.equal(await at({ p: 0.3, key: key(1) }), await at({ p: 0.3, key: key(1) }));
+  assert.notEqual(await at({ p: 0.3, key: key(1) }), await at({ p: 0.3, key: key(2) }));
+  assert.notEqual(await at({ p: 0.3, key: key(1) }), await at());
+});
+
+Deno.test("the gradient is the same with checkpointed blocks, dropout and all", async () => {
+  const params = llama.init(key(3), small), ids = randint(key(4), [2, 7], { max: 61 });
+  const dropout = { p: 0.2, key: key(5) };
   const at = (checkpoint: boolean) =>
-    valueAndGrad((p: typeof params) => llama.loss(p, small, ids, ids, { checkpoint }))(params);
+    valueAndGrad((p: typeof params) => llama.loss(p, small, ids, ids, { checkpoint, dropout }))(params);
   const [loss, grads] = at(false), [again, gradsAgain] = at(true);
   assert.equal(await again.item(), await loss.item());
   for (const name of Object.keys(grads)) {
