@@ -16,6 +16,7 @@ import {
   denseOperand,
   plainAttention,
 } from "./attention_common.ts";
+import { attentionFlops } from "./attention_cost.ts";
 import {
   attentionCombine,
   attentionDecode,
@@ -172,8 +173,10 @@ export function dispatchNamed(
     readonly uniforms: Readonly<Record<string, number>>;
     readonly workgroups: readonly [number, number, number];
   },
+  flops?: number,
 ): void {
-  call.dispatch(kernel, [...kernel.reads, ...kernel.writes].map((name) => views[name]), uniforms, workgroups);
+  const bound = [...kernel.reads, ...kernel.writes].map((name) => views[name]);
+  call.dispatch(kernel, bound, uniforms, workgroups, { flops });
 }
 
 /** out and lse of attention. */
@@ -197,15 +200,16 @@ export function runForward(
 ): void {
   const [out, lse] = call.outputs, at = layoutOf(q, k, v), { batch, seqlenQ, heads, kvHeads, valueDim } = shape;
   const target = standIn(call, out, valueDim), views = { q, k, v, ...bindings };
+  const flops = attentionFlops(shape, settings.window).forward;
   const storage = { q: storageOf(q.dtype), k: storageOf(k.dtype), v: storageOf(v.dtype), out: storageOf(target.dtype) };
   if (features.lengths !== "varlen" && heads / kvHeads * seqlenQ <= decodeRows) {
     const { params, parts } = pickAttentionDecode(call.capabilities, shape, at, storage, features, numSplits);
     const plan = planAttentionDecode(params, parts, shape, at, settings);
-    if (parts === 1) dispatchNamed(call, attentionDecode(params), { ...views, out: target, lse }, plan.decode);
+    if (parts === 1) dispatchNamed(call, attentionDecode(params), { ...views, out: target, lse }, plan.decode, flops);
     else {
       const partOut = call.temporary([parts, batch, seqlenQ, heads, valueDim], "f32");
       const partLse = call.temporary([parts, batch, heads, seqlenQ], "f32");
-      dispatchNamed(call, attentionDecode(params), { ...views, out: partOut, lse: partLse }, plan.decode);
+      dispatchNamed(call, attentionDecode(params), { ...views, out: partOut, lse: partLse }, plan.decode, flops);
       const combine = attentionCombine({ valueDim, out: denseOperand(storage.out, valueDim), sinks: features.sinks });
       dispatchNamed(call, combine, { ...views, partOut, partLse, out: target, lse }, plan.combine);
     }
@@ -216,7 +220,7 @@ export function runForward(
     }
     const params = pickAttentionForward(call.capabilities, shape, at, storage, features);
     const plan = planAttentionForward(params, shape, at, settings);
-    dispatchNamed(call, attentionForward(params), { ...views, out: target, lse }, plan);
+    dispatchNamed(call, attentionForward(params), { ...views, out: target, lse }, plan, flops);
   }
   if (target !== out) copy(call, target, out);
 }
@@ -262,12 +266,15 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     dLse: true,
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);
-  dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: targets[1], dv: targets[2] }, plan.keys);
+  const flops = attentionFlops(shape, settings.window);
+  const keys = { ...views, dk: targets[1], dv: targets[2] };
+  dispatchNamed(call, attentionBackwardKeys(picked.keys), keys, plan.keys, flops.keys);
   dispatchNamed(
     call,
     attentionBackwardQueries(picked.queries),
     { ...views, dq: targets[0], ...(scores ? { dBias: scores } : {}) },
     plan.queries,
+    flops.queries,
   );
   targets.forEach((y, i) => {
     if (y !== call.outputs[i]) copy(call, y, call.outputs[i]);
