@@ -80,10 +80,10 @@ export function shareBuffers(
 ): { slots: number[]; slotOf: Map<PooledBuffer, number> } {
   const slots: Slot[] = [];
   const slotOf = new Map<PooledBuffer, number>();
-  const bySize = [...lives].sort(([a], [b]) => b.capacity - a.capacity || a.id - b.id);
+  const bySize = [...lives].sort(([a], [b]) => b.bytes - a.bytes || a.id - b.id);
   for (const [buffer, [first, last]] of bySize) {
     let at = slots.findIndex(({ taken }) => taken.every(([from, to]) => last < from || to < first));
-    if (at < 0) at = slots.push({ bytes: buffer.capacity, taken: [] }) - 1;
+    if (at < 0) at = slots.push({ bytes: buffer.bytes, taken: [] }) - 1;
     slots[at].taken.push([first, last]);
     slotOf.set(buffer, at);
   }

@@ -52,7 +52,7 @@ property(
   (all) => {
     const { slots, slotOf } = shareBuffers(new Map(all));
     for (const [a, [from, to]] of all) {
-      assert(slots[slotOf.get(a)!] >= a.capacity);
+      assert(slots[slotOf.get(a)!] >= a.bytes);
       for (const [b, [first, last]] of all) {
         if (a !== b && from <= last && first <= to) assert.notEqual(slotOf.get(a), slotOf.get(b));
       }
@@ -61,7 +61,7 @@ property(
       0,
       ...all.map((_, at) => {
         const alive = all.filter(([, [from, to]]) => from <= at && at <= to);
-        return alive.reduce((sum, [{ capacity }]) => sum + capacity, 0);
+        return alive.reduce((sum, [{ bytes }]) => sum + bytes, 0);
       }),
     );
     assert(slots.reduce((a, b) => a + b, 0) >= most);
