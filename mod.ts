@@ -97,7 +97,7 @@ export {
   tanh,
   where,
 } from "./tensor/elementwise.ts";
-export type { GeluOptions, Operand } from "./tensor/elementwise.ts";
+export type { BinaryFunction, GeluOptions, Operand, UnaryFunction } from "./tensor/elementwise.ts";
 export { eager } from "./tensor/eager.ts";
 export { einsum } from "./tensor/einsum.ts";
 export * from "./tensor/errors.ts";
@@ -129,7 +129,8 @@ export { argmax, argmin, cumsum, logsumexp, max, mean, min, sum, topK } from "./
 export type { ArgOptions, ReduceOptions } from "./tensor/reduce.ts";
 export { rotaryEmbedding } from "./tensor/rotary.ts";
 export type { RotaryOptions } from "./tensor/rotary.ts";
+export type { NdArray, Op, Spec } from "./tensor/op.ts";
 export { dispose, scope } from "./tensor/scope.ts";
-export type { Shape } from "./tensor/shape.ts";
+export type { Layout, Shape } from "./tensor/shape.ts";
 export { Tensor } from "./tensor/tensor.ts";
-export type { NestedArray } from "./tensor/tensor.ts";
+export type { NestedArray, Storage } from "./tensor/tensor.ts";

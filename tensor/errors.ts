@@ -5,6 +5,7 @@ export class FlashtapeError extends Error {
   /** The function that refused, as users call it. */
   readonly op: string;
   /**
+   * An error of a function.
    * @param op the function that refuses
    * @param message what is wrong, with the shapes and numbers at fault, and the way out when there is one
    */

@@ -32,7 +32,10 @@ export class Profile<T = unknown> {
   readonly ms: number;
   readonly #device: string;
 
-  /** @param device what ran it, as it stands in tables and traces */
+  /**
+   * Groups launches by kernel.
+   * @param device what ran it, as it stands in tables and traces
+   */
   constructor(value: T, launches: readonly Launch[], device: string) {
     this.value = value;
     this.launches = launches;

@@ -6,8 +6,11 @@ export type Shape = readonly number[];
 
 /** How a tensor lies in its storage: element strides (0 where broadcast) and the offset of its first element. */
 export interface Layout {
+  /** Axis lengths, outermost first. */
   readonly shape: Shape;
+  /** Elements to step over along each axis. */
   readonly strides: readonly number[];
+  /** The first element's place. */
   readonly offset: number;
 }
 
