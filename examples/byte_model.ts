@@ -315,7 +315,9 @@ export async function costOf(
 ): Promise<StepCost> {
   using ids = tensor(bytes, { shape: [1, bytes.length], dtype: "i32" });
   const stretched = { ...config, max_position_embeddings: bytes.length };
-  const step = valueAndGrad((p: Params) => llama.loss(p, stretched, ids, ids, { attention }));
+  using step = compile((params: Params) =>
+    valueAndGrad((p: Params) => llama.loss(p, stretched, ids, ids, { attention }))(params)
+  );
   const run = async () => {
     const begin = performance.now();
     const [loss, grads] = step(params);
@@ -326,7 +328,7 @@ export async function costOf(
   };
   const before = memory().current;
   resetPeak();
-  const { value } = await run(); // the first run also compiles
+  const { value } = await run(); // the first run also records and compiles
   const peakBytes = memory().peak - before;
   const times = [await run(), await run(), await run()].map((r) => r.seconds).sort((a, b) => a - b);
   return { attention, loss: value, seconds: times[1], peakBytes };
@@ -338,12 +340,12 @@ export async function costOf(
  */
 export function longLength(config: llama.LlamaConfig, flopsPerSecond: number, most: number): number {
   const { num_attention_heads: heads, num_hidden_layers: layers, max_position_embeddings: context = 128 } = config;
-  const memory = flopsPerSecond > 5e12 ? 8e9 : 1.5e9;
+  const room = flopsPerSecond > 5e12 ? 9e9 : 1.5e9;
   let length = context;
   for (;;) {
     const next = 2 * length;
     const scores = heads * next ** 2 * 4;
-    const fits = scores <= getBackend().capabilities.maxBinding && 2.5 * layers * scores <= memory;
+    const fits = scores <= getBackend().capabilities.maxBinding && 2.5 * layers * scores <= room;
     if (next > most || next > 8192 || !fits || trainingFlops(config, 1, next) / flopsPerSecond > 5) return length;
     length = next;
   }
