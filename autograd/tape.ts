@@ -6,6 +6,7 @@ import type { Shape } from "../tensor/shape.ts";
 import { alias, type Tensor } from "../tensor/tensor.ts";
 import { add } from "../tensor/elementwise.ts";
 import { zeros } from "../tensor/create.ts";
+import { absent } from "./absent.ts";
 import { pullbackOf } from "./vjps.ts";
 
 /** One gradient for each input: null where it has none, a function where it is costly and may not be wanted. */
@@ -140,7 +141,7 @@ export class Tape implements Observer {
         const { inputs, outputs, pullback, saved, name } = this.#entries[i];
         if (outputs.some(({ id }) => gradients.has(id))) {
           const incoming = outputs.map(({ id, shape, dtype }) =>
-            gradients.get(id) ?? zeros(shape, { dtype, backend: seeds[0][0].backend })
+            gradients.get(id) ?? absent(shape, dtype, seeds[0][0].backend)
           );
           const made = scope(() => {
             const found = pullback(...incoming);

@@ -46,6 +46,7 @@ import { rotaryEmbeddingOp } from "../tensor/rotary.ts";
 import { sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { zeros } from "../tensor/create.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import { isAbsent } from "./absent.ts";
 import type { Call, Pullback } from "./tape.ts";
 
 /** What an op's entry is: its derivative, or null where there is none. */
@@ -216,7 +217,8 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
     }
     const [weight] = inputs;
     return (dy, _, dsum) => {
-      const [ds, dweight] = runAll(rmsNormBackwardOp, [dy, sum, weight, r, dsum], {});
+      const more = isAbsent(dsum) ? [] : [dsum];
+      const [ds, dweight] = runAll(rmsNormBackwardOp, [dy, sum, weight, r, ...more], {});
       return [dweight, ds, ds];
     };
   },

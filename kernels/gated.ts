@@ -12,36 +12,41 @@ import { geluExpression, globalIndex, gridFor } from "./elementwise.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { elementwise, type Lowering } from "./lowering.ts";
 import { mathFunctions } from "./math.ts";
-import { pack4, roundingFunctions, storageType4, unpack4 } from "./storage.ts";
+import { isPacked, pack4, roundingFunctions, storageType4, unpack4 } from "./storage.ts";
 
 /** An activation: f(a), and statements that set `value` and `slope` from `a`. */
 interface Activation {
   readonly name: string;
-  readonly value: (a: string) => string;
-  readonly both: string;
+  readonly value: (a: string, dtype: DType) => string;
+  readonly both: (dtype: DType) => string;
 }
+
+/** For 16-bit numbers the device's own power serves: its error is far below theirs, and arithmetic would be the limit. */
+const sigmoid = (a: string, dtype: DType): string =>
+  isPacked(dtype) ? `(1.0 / (1.0 + exp2(${-Math.LOG2E} * ${a})))` : `ft_sigmoid(${a})`;
 
 const silu: Activation = {
   name: "swiglu",
-  value: (a) => `(${a} * ft_sigmoid(${a}))`,
-  both: "let s = ft_sigmoid(a); value = a * s; slope = s * fma(a, 1.0 - s, 1.0);",
+  value: (a, dtype) => `(${a} * ${sigmoid(a, dtype)})`,
+  both: (dtype) => `let s = ${sigmoid("a", dtype)}; value = a * s; slope = s * fma(a, 1.0 - s, 1.0);`,
 };
 
 const gelu = (approximate: "none" | "tanh"): Activation => ({
   name: `geglu_${approximate}`,
   value: (a) => geluExpression(approximate)([a], "f32", "f32"),
-  both: approximate === "none"
-    // Φ(a) by the function that x·Φ(x) uses, so that its lower tail keeps its digits.
-    ? `value = ft_gelu(a); let density = ft_exp(-0.5 * a * a) * ${1 / Math.sqrt(2 * Math.PI)};
+  both: (dtype) =>
+    approximate === "none"
+      // Φ(a) by the function that x·Φ(x) uses, so that its lower tail keeps its digits.
+      ? `value = ft_gelu(a); let density = ft_exp(-0.5 * a * a) * ${1 / Math.sqrt(2 * Math.PI)};
     slope = select(value / a, 0.5, a == 0.0) + a * density;`
-    // ½(1 + tanh w) is σ(2w), which keeps its digits where tanh nears −1.
-    : `let c = ${Math.sqrt(8 / Math.PI)};
-    let s = ft_sigmoid(c * a * fma(0.044715 * a, a, 1.0)); value = a * s;
+      // ½(1 + tanh w) is σ(2w), which keeps its digits where tanh nears −1.
+      : `let c = ${Math.sqrt(8 / Math.PI)};
+    let w = c * a * fma(0.044715 * a, a, 1.0); let s = ${sigmoid("w", dtype)}; value = a * s;
     slope = fma(a * s * (1.0 - s), c * fma(${3 * 0.044715} * a, a, 1.0), s);`,
 });
 
 const backward = ({ name, both }: Activation, dtype: DType): Kernel => {
-  const type = storageType4(dtype);
+  const type = storageType4(dtype), text = both(dtype);
   return kernel(`${name}_backward_${dtype}`, {
     reads: { dy: type, gate: type, up: type },
     writes: { dgate: type, dup: type },
@@ -51,10 +56,10 @@ const backward = ({ name, both }: Activation, dtype: DType): Kernel => {
   {
     let g = ${unpack4(dtype, "g4")[j]}; let a = ${unpack4(dtype, "a4")[j]}; let b = ${unpack4(dtype, "b4")[j]};
     var value: f32; var slope: f32;
-    ${both}
+    ${text}
     left[${j}] = g * b * slope; right[${j}] = g * value;
   }`);
-    return `${mathFunctions(both)}
+    return `${mathFunctions(text)}
 ${roundingFunctions(dtype)}
 @compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
@@ -70,7 +75,7 @@ ${roundingFunctions(dtype)}
 };
 
 function lower(call: Lowering<unknown>, { name, value }: Activation): void {
-  elementwise(call, name, ([a, b]) => `(${value(a)} * ${b})`, call.inputs, call.outputs[0]);
+  elementwise(call, name, ([a, b], dtype) => `(${value(a, dtype)} * ${b})`, call.inputs, call.outputs[0]);
 }
 
 function lowerBackward(call: Lowering<unknown>, activation: Activation): void {

@@ -45,6 +45,9 @@ const take = (vec: 1 | 4): Kernel => {
 }`);
 };
 
+/** Updates that a workgroup places, and slices of the comparisons that its lanes share. */
+const placed = 16, slices = 16;
+
 /** The places of updates `first` … `first + n − 1` in a stable sort by index, and the lengths of runs at their starts. */
 const order = (): Kernel =>
   kernel("scatter_order", {
@@ -53,26 +56,33 @@ const order = (): Kernel =>
     uniforms: { n: "u32", first: "u32", index: "u32" },
   }, () => `
 var<workgroup> tile: array<u32, 256>;
+var<workgroup> counts: array<vec3u, 256>;
 ${entry(256)} {
-  let i = ${globalIndex};
-  let own = index[u.index + u.first + min(i, u.n - 1u)];
-  var below = 0u; var before = 0u; var same = 0u;
+  let i = (group.y * groups.x + group.x) * ${placed}u + lane % ${placed}u;
+  let slice = lane / ${placed}u;
+  let mine = index[u.index + u.first + min(i, u.n - 1u)];
+  var count = vec3u(); // smaller; equal and earlier; equal
   for (var start = 0u; start < u.n; start += 256u) {
     workgroupBarrier();
     tile[lane] = index[u.index + u.first + min(start + lane, u.n - 1u)];
     workgroupBarrier();
-    let end = min(256u, u.n - start);
-    for (var j = 0u; j < end; j++) {
-      let other = tile[j];
-      below += u32(other < own);
-      same += u32(other == own);
-      before += u32(other == own && start + j < i);
-    }
+    let j = start + slice * ${slices}u;
+    ${
+    each(256 / slices, (k) => `count += compare(mine, tile[slice * ${slices}u + ${k}u], j + ${k}u, i);`).join("\n    ")
   }
-  if (i < u.n) {
-    sorted[below + before] = u.first + i;
-    runs[below + before] = select(0u, same, before == 0u);
   }
+  counts[lane] = count;
+  workgroupBarrier();
+  if (slice == 0u && i < u.n) {
+    ${each(slices - 1, (s) => `count += counts[lane + ${(s + 1) * placed}u];`).join(" ")}
+    sorted[count.x + count.y] = u.first + i;
+    runs[count.x + count.y] = select(0u, count.z, count.y == 0u);
+  }
+}
+fn compare(mine: u32, other: u32, j: u32, i: u32) -> vec3u {
+  let there = j < u.n;
+  let same = other == mine && there;
+  return vec3u(u32(other < mine && there), u32(same && j < i), u32(same));
 }`);
 
 /** y[o, index] += the updates of a run; lanes share a row. */
@@ -170,7 +180,8 @@ export function lowerScatterAdd(call: Lowering<{ axis: number }>): void {
   for (let start = 0; start < count && outer * inner > 0; start += block) {
     const n = Math.min(block, count - start);
     const sorted = call.temporary([n], "u32"), runs = call.temporary([n], "u32");
-    call.dispatch(order(), [index, sorted, runs], { n, first: start, index: index.offset }, gridFor(n, maxWorkgroups));
+    const groups = gridFor(n * 256 / placed, maxWorkgroups);
+    call.dispatch(order(), [index, sorted, runs], { n, first: start, index: index.offset }, groups);
     const uniforms = { n, outer, count, inner: inner / vec, length, updates: from.offset / vec, index: index.offset };
     const kernel = add(from.dtype, target.dtype, vec, lanes);
     call.dispatch(kernel, [index, sorted, runs, from, target], uniforms, gridFor(n * outer * 256, maxWorkgroups));

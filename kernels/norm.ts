@@ -14,13 +14,14 @@
  */
 import type { DType } from "../tensor/dtype.ts";
 import { sizeOf } from "../tensor/shape.ts";
+import { globalIndex, gridFor } from "./elementwise.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
-import { lowerReduce } from "./reduce_lowering.ts";
 import {
   joinLanes,
   laneMemory,
   pickRows,
+  pickVec,
   readRow,
   rounded,
   rowEntry,
@@ -29,10 +30,11 @@ import {
   rowOutput,
   type RowTile,
   rowType,
+  type RowVec,
   walkRows,
   writeRow,
 } from "./rows.ts";
-import { roundingFunctions } from "./storage.ts";
+import { pack4, roundingFunctions, storageType, storageType4 } from "./storage.ts";
 
 /** Statements for each element of a load. */
 const forEach = (values: readonly string[], f: (x: string, j: number) => string): string => values.map(f).join(" ");
@@ -181,7 +183,7 @@ ${rowEntry} {
 const width = 32, height = 8;
 
 /** Partial sums of dy·n, and of dy for LayerNorm, over chunks of rows. */
-const backwardColumns = (name: "rmsnorm" | "layernorm", dtype: DType, vec: 1 | 4): Kernel => {
+const backwardColumns = (name: "rmsnorm" | "layernorm", dtype: DType, vec: RowVec): Kernel => {
   const type = rowType(dtype, { vec }), centred = name === "layernorm";
   return kernel(`${name}_columns_v${vec}_${dtype}`, {
     reads: { dy: type, x: type, scales: "f32", ...(centred ? { means: "f32" } : {}) },
@@ -233,8 +235,26 @@ ${rowEntry} {
   });
 };
 
+/** The sum of partial sums, column by column, in order. */
+const sumSplits = (output: DType, vec: 1 | 4): Kernel =>
+  kernel(`norm_splits_v${vec}_${output}`, {
+    reads: { x: vec === 4 ? "vec4f" : "f32" },
+    writes: { y: vec === 4 ? storageType4(output) : storageType(output) },
+    uniforms: { loads: "u32", splits: "u32" },
+  }, () =>
+    `${roundingFunctions(output)}
+@compute @workgroup_size(256) fn main(
+  @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
+) {
+  let t = ${globalIndex};
+  if (t >= u.loads) { return; }
+  var sum = x[t];
+  for (var i = 1u; i < u.splits; i++) { sum += x[i * u.loads + t]; }
+  y[t] = ${vec === 4 ? pack4(output, each(4, (j) => `sum[${j}]`)) : "sum"};
+}`);
+
 /** The view to write, and what brings it into y: a cast where rows of a packed type would share words. */
-function target(call: Lowering<unknown>, y: View, tile: RowTile): { to: View; finish: () => void } {
+function target(call: Lowering<unknown>, y: View, tile: Pick<RowTile, "vec">): { to: View; finish: () => void } {
   const output = rowOutput(y.dtype, tile);
   if (output === y.dtype) return { to: y, finish: () => {} };
   const to = call.temporary(y.shape, output);
@@ -250,14 +270,14 @@ interface Rows {
 }
 
 function rowsOf(call: Lowering<unknown>, x: View): Rows | null {
-  const n = x.shape.at(-1)!, rows = sizeOf(x.shape.slice(0, -1)), tile = pickRows(n);
+  const n = x.shape.at(-1)!, rows = sizeOf(x.shape.slice(0, -1)), tile = pickRows(x.dtype, n);
   const grid = rowGrid(tile, rows, call.capabilities.maxWorkgroups);
   return { n, rows, tile, grid, uniforms: { rows, loads: n / tile.vec, inverse: 1 / Math.max(1, n) } };
 }
 
 /** RMSNorm, with or without a residual. */
 export function lowerRmsNorm(call: Lowering<{ eps: number }>): void {
-  const [weight, x, res] = call.inputs.map((v) => call.dense(v)), [y, scales, total] = call.outputs;
+  const [weight, x, res] = call.inputs.map((v) => call.dense(v, 8)), [y, scales, total] = call.outputs;
   const { tile, grid, uniforms } = rowsOf(call, x)!, { vec } = tile;
   const out = target(call, y, tile), sum = total === undefined ? undefined : target(call, total, tile);
   call.dispatch(
@@ -278,7 +298,7 @@ export function lowerRmsNorm(call: Lowering<{ eps: number }>): void {
 
 /** LayerNorm. */
 export function lowerLayerNorm(call: Lowering<{ eps: number }>): void {
-  const [x, weight, bias] = call.inputs.map((v) => call.dense(v)), [y, means, scales] = call.outputs;
+  const [x, weight, bias] = call.inputs.map((v) => call.dense(v, 8)), [y, means, scales] = call.outputs;
   const { tile, grid, uniforms } = rowsOf(call, x)!, { vec } = tile, out = target(call, y, tile);
   const places = { x: x.offset / vec, weight: weight.offset / vec, bias: bias.offset / vec };
   const values = { ...uniforms, ...places, eps: call.params.eps };
@@ -323,17 +343,22 @@ function backward(
   const kernel = backwardColumns(name, x.dtype, vec);
   const values = { ...places, rows, loads: n / vec, chunk };
   call.dispatch(kernel, given(dy, x, scales, means, ...parts), values, [across, splits, 1]);
-  sums.forEach((y, i) => lowerReduce(call, "sum", parts[i], [0], y));
+  sums.forEach((y, i) => {
+    const vec = pickVec("f32", [n]) as 1 | 4, out = target(call, y, { vec });
+    const grid = gridFor(n / vec, call.capabilities.maxWorkgroups);
+    call.dispatch(sumSplits(out.to.dtype, vec), [parts[i], out.to], { loads: n / vec, splits }, grid);
+    out.finish();
+  });
 }
 
 /** dx and dw of RMSNorm. */
 export function lowerRmsNormBackward(call: Lowering<unknown>): void {
-  const [dy, x, weight, scales, more] = call.inputs.map((v, i) => call.dense(v, i === 3 ? 1 : 4));
+  const [dy, x, weight, scales, more] = call.inputs.map((v, i) => call.dense(v, i === 3 ? 1 : 8));
   backward(call, "rmsnorm", { dy, x, weight, scales, more }, call.outputs[0], [call.outputs[1]]);
 }
 
 /** dx, dw and db of LayerNorm. */
 export function lowerLayerNormBackward(call: Lowering<unknown>): void {
-  const [dy, x, weight, means, scales] = call.inputs.map((v, i) => call.dense(v, i > 2 ? 1 : 4));
+  const [dy, x, weight, means, scales] = call.inputs.map((v, i) => call.dense(v, i > 2 ? 1 : 8));
   backward(call, "layernorm", { dy, x, weight, scales, means }, call.outputs[0], call.outputs.slice(1));
 }

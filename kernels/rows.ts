@@ -1,5 +1,5 @@
 /**
- * Text that kernels over rows share: L lanes walk a row, four elements a load where rows allow, and meet in a tree.
+ * Text that kernels over rows share: L lanes walk a row, 16 bytes a load where rows allow, and meet in a tree.
  *
  *   row ──lanes stride──▶ registers ──▶ sums per lane ──tree──▶ sums per row ──▶ second sweep writes
  *
@@ -8,12 +8,21 @@
 import type { DType } from "../tensor/dtype.ts";
 import { gridFor } from "./elementwise.ts";
 import { each } from "./kernel.ts";
-import { isPacked, load, pack4, storageType, storageType4, stored, unpack4 } from "./storage.ts";
+import { isPacked, load, pack2, pack4, storageType, storageType4, stored, unpack4 } from "./storage.ts";
+
+/** Elements of a load; 8 for packed types alone. */
+export type RowVec = 1 | 4 | 8;
+
+/** The widest load that every one of these counts is a multiple of. */
+export function pickVec(dtype: DType, counts: readonly number[]): RowVec {
+  const fits = (vec: number) => counts.every((n) => n % vec === 0);
+  return isPacked(dtype) && fits(8) ? 8 : fits(4) ? 4 : 1;
+}
 
 /** How rows are walked: 256 / lanes of them a workgroup. */
 export interface RowTile {
   readonly lanes: number;
-  readonly vec: 1 | 4;
+  readonly vec: RowVec;
   /** Loads a lane that are kept in registers; 0 reads the row at each sweep. */
   readonly held: number;
 }
@@ -22,8 +31,8 @@ export interface RowTile {
 const shapes = [[8, 1], [32, 1], [32, 4], [128, 2], [128, 4], [256, 4], [256, 8]] as const;
 
 /** The tile for dense rows of n elements. */
-export function pickRows(n: number): RowTile {
-  const vec = n % 4 === 0 ? 4 : 1;
+export function pickRows(dtype: DType, n: number): RowTile {
+  const vec = pickVec(dtype, [n]);
   const [lanes, held] = shapes.find(([lanes, held]) => lanes * held >= n / vec) ?? [256, 0];
   return { lanes, vec, held };
 }
@@ -45,7 +54,7 @@ export function rowOutput(dtype: DType, { vec }: Pick<RowTile, "vec">): DType {
 
 /** The element type of a buffer of rows. */
 export function rowType(dtype: DType, { vec }: Pick<RowTile, "vec">): string {
-  return vec === 4 ? storageType4(dtype) : storageType(dtype);
+  return vec === 8 ? "vec4u" : vec === 4 ? storageType4(dtype) : storageType(dtype);
 }
 
 /** Statements that read a load of `buffer`, and the names of its elements. `id` keeps names apart. */
@@ -57,8 +66,11 @@ export function readRow(
   id = buffer,
 ): { text: string; parts: string[] } {
   if (vec === 1) return { text: `let ${id}_0 = ${load(dtype, buffer, at)};`, parts: [`${id}_0`] };
-  const parts = unpack4(dtype, `${id}_v`).map((value, j) => `let ${id}_${j} = ${value};`);
-  return { text: `let ${id}_v = ${buffer}[${at}]; ${parts.join(" ")}`, parts: each(4, (j) => `${id}_${j}`) };
+  const values = vec === 8
+    ? ["xy", "zw"].flatMap((half) => unpack4(dtype, `${id}_v.${half}`))
+    : unpack4(dtype, `${id}_v`);
+  const lines = values.map((value, j) => `let ${id}_${j} = ${value};`);
+  return { text: `let ${id}_v = ${buffer}[${at}]; ${lines.join(" ")}`, parts: each(vec, (j) => `${id}_${j}`) };
 }
 
 /** The statement that writes a load of `buffer`. Packed types need `roundingFunctions`. */
@@ -69,7 +81,9 @@ export function writeRow(
   at: string,
   values: readonly string[],
 ): string {
-  return `${buffer}[${at}] = ${vec === 4 ? pack4(dtype, values) : stored(dtype, values[0])};`;
+  if (vec === 1) return `${buffer}[${at}] = ${stored(dtype, values[0])};`;
+  if (vec === 4) return `${buffer}[${at}] = ${pack4(dtype, values)};`;
+  return `${buffer}[${at}] = vec4u(${[0, 2, 4, 6].map((j) => pack2(dtype, values[j], values[j + 1])).join(", ")});`;
 }
 
 /** `x` rounded to a dtype, as an f32. Packed types need `roundingFunctions`. */
