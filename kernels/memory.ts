@@ -78,10 +78,18 @@ export class BufferPool {
     let taken = free?.shift();
     if (taken !== undefined) this.#pooled -= capacity;
     else taken = this.#create(capacity, op);
-    taken.bytes = bytes;
-    this.#current += bytes;
-    this.#peak = Math.max(this.#peak, this.#current);
+    this.#count(taken, bytes);
     return taken;
+  }
+
+  /** Takes one certain buffer, if it is free: what is bound to it stays bound. */
+  retake(buffer: PooledBuffer, bytes: number): boolean {
+    const free = this.#free.get(buffer.capacity), at = free?.indexOf(buffer) ?? -1;
+    if (at < 0) return false;
+    free!.splice(at, 1);
+    this.#pooled -= buffer.capacity;
+    this.#count(buffer, bytes);
+    return true;
   }
 
   /** Takes a buffer back. */
@@ -121,6 +129,12 @@ export class BufferPool {
   close(): void {
     this.trim();
     this.#closed = true;
+  }
+
+  #count(taken: PooledBuffer, bytes: number): void {
+    taken.bytes = bytes;
+    this.#current += bytes;
+    this.#peak = Math.max(this.#peak, this.#current);
   }
 
   #create(capacity: number, op: string): PooledBuffer {

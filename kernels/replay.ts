@@ -12,6 +12,9 @@ import type { Noted, Tracing } from "./recorder.ts";
 /** Bind groups kept for one recording before those of other arguments are dropped. */
 const maxGroups = 4096;
 
+/** Buffers that are remembered for each result. */
+const maxEarlier = 4;
+
 /** What a replay needs of its backend. */
 export interface ReplayParts {
   readonly device: GPUDevice;
@@ -41,6 +44,8 @@ export class Replay implements Recording {
   readonly #check: () => void;
   readonly #tracing: Tracing;
   readonly #results: readonly PooledBuffer[];
+  /** The buffers that each result had in earlier replays. */
+  readonly #earlier: readonly PooledBuffer[][];
   readonly #kept: readonly PooledBuffer[];
   readonly #uniforms: GPUBuffer;
   readonly #offsets: Uint32Array;
@@ -64,6 +69,7 @@ export class Replay implements Recording {
     this.#parts = parts;
     this.#tracing = tracing;
     this.#results = results;
+    this.#earlier = results.map(() => []);
     this.#profiler = profiler;
     this.#check = check;
     const { pool, queue, pipelines, device } = parts;
@@ -136,7 +142,16 @@ export class Replay implements Recording {
   replay(given: readonly Storage[]): Storage[] {
     this.#check();
     const { pool, queue } = this.#parts;
-    const results = this.#results.map(({ bytes }) => pool.take(bytes, "compile"));
+    const results = this.#results.map(({ bytes }, i) => {
+      // One of its earlier buffers, if it is free again, for which there are bind groups.
+      const earlier = this.#earlier[i];
+      const again = earlier.find((buffer) => pool.retake(buffer, bytes));
+      if (again !== undefined) return again;
+      const taken = pool.take(bytes, "compile");
+      earlier.unshift(taken);
+      if (earlier.length > maxEarlier) earlier.pop();
+      return taken;
+    });
     this.#rebind([...given as PooledBuffer[], ...results]);
     const profiler = this.#profiler();
     for (const buffer of this.#bound) buffer!.usedIn = queue.batch;

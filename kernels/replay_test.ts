@@ -17,8 +17,8 @@ import { adamwUpdate, sgdUpdate } from "../tensor/update.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { webgpu } from "./webgpu.ts";
 
-const gpu = await needAdapter(webgpu());
-setBackend(gpu);
+const shared = await needAdapter(webgpu()), gpu = shared;
+setBackend(shared);
 
 /** Counts what a device makes while `f` runs. */
 async function made(f: () => Promise<void>): Promise<{ buffers: number; groups: number }> {
@@ -103,6 +103,8 @@ Deno.test("compile() gives a training step's plain trajectory to the bit", async
 });
 
 Deno.test("a replayed training step makes no buffer and no bind group", async () => {
+  const gpu = await webgpu(); // a pool of its own, into which no other test's tensors come back
+  setBackend(gpu);
   using step = compile(trainStep);
   let { params, state }: { params: Params; state: State } = start();
   const batches = [1, 2].map((i) => ({ x: randn(key(i), [8, 5]), y: randn(key(i + 9), [8, 3]) }));
@@ -121,6 +123,7 @@ Deno.test("a replayed training step makes no buffer and no bind group", async ()
   assert.equal(gpu.memory().current, held);
   const [{ dispatches }] = step.recordings;
   assert(dispatches > 10 && dispatches < 60, `${dispatches} dispatches`);
+  setBackend(shared);
 });
 
 Deno.test("results of one call outlive the next, and free their bytes when they are disposed", async () => {
@@ -134,6 +137,19 @@ Deno.test("results of one call outlive the next, and free their bytes when they 
   const { current } = gpu.memory();
   dispose(results);
   assert.equal(gpu.memory().current, current - 8 * 400);
+});
+
+Deno.test("a result comes back in a buffer that it had before, whatever else was freed", async () => {
+  using f = compile((x: Tensor) => mul(x, x));
+  const others = Array.from({ length: 8 }, (_, i) => full([300], i)), x = full([300], 2);
+  for (let i = 0; i < 3; i++) f(x).dispose();
+  dispose(others); // which a pool hands out first
+  const found = await made(async () => {
+    const y = f(x);
+    assert.equal((await y.data())[299], 4);
+    y.dispose();
+  });
+  assert.equal(found.groups, 0);
 });
 
 Deno.test("every signature has a recording of its own: shapes, dtypes, views, host values, form", async () => {
