@@ -340,13 +340,13 @@ export async function costOf(
  */
 export function longLength(config: llama.LlamaConfig, flopsPerSecond: number, most: number): number {
   const { num_attention_heads: heads, num_hidden_layers: layers, max_position_embeddings: context = 128 } = config;
-  const room = flopsPerSecond > 5e12 ? 9e9 : 1.5e9;
+  const room = flopsPerSecond > 5e12 ? 8e9 : 1.5e9;
   let length = context;
   for (;;) {
     const next = 2 * length;
     const scores = heads * next ** 2 * 4;
-    const fits = scores <= getBackend().capabilities.maxBinding && 2.5 * layers * scores <= room;
-    if (next > most || next > 8192 || !fits || trainingFlops(config, 1, next) / flopsPerSecond > 5) return length;
+    const fits = scores <= getBackend().capabilities.maxBinding && 1.7 * layers * scores <= room;
+    if (next > most || next > 8192 || !fits || trainingFlops(config, 1, next) / flopsPerSecond > 2) return length;
     length = next;
   }
 }
