@@ -3,7 +3,7 @@ import { grad, valueAndGrad } from "../mod.ts";
 import { setBackend } from "../tensor/backend.ts";
 import { compile } from "../tensor/compile.ts";
 import { full, ones, tensor, zeros } from "../tensor/create.ts";
-import { add, exp, mul, relu, sub, tanh } from "../tensor/elementwise.ts";
+import { add, cast, exp, mul, relu, sub, tanh } from "../tensor/elementwise.ts";
 import { DisposedError, IndexError, UnsupportedError } from "../tensor/errors.ts";
 import { take } from "../tensor/gather.ts";
 import { matmul } from "../tensor/matmul.ts";
@@ -308,6 +308,17 @@ Deno.test("indices that the host knows are checked at every call", async () => {
   for (const i of [0, 1, 0, 2, 1]) assert.deepEqual([...await f(x, at(i)).data()], [10 * (i + 1)]);
   assert.throws(() => f(x, at(3)), IndexError);
   assert.deepEqual([...await f(x, at(2)).data()], [30]);
+});
+
+Deno.test("a count that grows with every call is not looked at every time", () => {
+  let calls = 0;
+  using f = compile((x: Tensor, count: Tensor) => {
+    calls++;
+    return add(x, cast(count, "f32"));
+  });
+  const x = ones([2]);
+  for (let i = 0; i < 20; i++) assert.deepEqual([...f(x, tensor([i], { dtype: "i32" })).dataSync()], [i + 1, i + 1]);
+  assert(calls <= 3, `${calls} calls`);
 });
 
 Deno.test("a compiled function is differentiated as the plain one, and may be called by a compiled one", async () => {

@@ -82,6 +82,12 @@ interface Result extends Layout {
   readonly origin: string;
 }
 
+/** The least and greatest element of an integer tensor, where the host knows them. */
+type Range = readonly [min: number, max: number] | undefined;
+
+/** Every value that an integer dtype has. */
+const everything = (dtype: DType): Range => dtype === "u32" ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
+
 /** One call as it was recorded. */
 class Trace<R> {
   /** The result, with handles that are spent but for those that the function captured. */
@@ -91,23 +97,28 @@ class Trace<R> {
   readonly spent: readonly number[];
   /** Distinct storages whose elements an op replaces. */
   readonly replaced: readonly number[];
-  /** What was known of integer arguments. */
-  readonly ranges: readonly (readonly [number, number] | undefined)[];
   /** Storages made anew at each call. */
   readonly made: readonly Storage[];
   readonly recorder: Recorder;
 
-  constructor(f: (...args: never) => R, args: readonly unknown[], given: readonly Given[], flat: Flat, at: Backend) {
+  /** @param ranges what the function may know of integer arguments */
+  constructor(
+    f: (...args: never) => R,
+    args: readonly unknown[],
+    given: readonly Given[],
+    { tensors }: Flat,
+    at: Backend,
+    ranges: readonly Range[],
+  ) {
     const recorder = this.recorder = at.record!();
     const standIns: Storage[] = [];
     const handles = given.map(({ shape, strides, offset, dtype, handle, storage }, i) => {
       if (handle !== i) return null;
-      const x = flat.tensors[i];
+      const x = tensors[i];
       standIns[storage] ??= recorder.standIn(x);
-      return setRange(makeTensor(at, standIns[storage], { shape, strides, offset }, dtype, x.origin), rangeOf(x));
+      return setRange(makeTensor(at, standIns[storage], { shape, strides, offset }, dtype, x.origin), ranges[i]);
     });
     const handleAt = (i: number) => handles[given[i].handle]!;
-    this.ranges = flat.tensors.map((x) => rangeOf(x));
     const made: Storage[] = [];
     const results = new Map<Tensor, Result>();
     let next = 0;
@@ -201,17 +212,21 @@ class Entry<R> {
   readonly given: readonly Given[];
   readonly backend: Backend;
   readonly recording: Recording;
-  #trace: Trace<R>;
-  #ranges: (readonly [number, number] | undefined)[];
-  #expectedRefs: number[] = [];
+  /** Whether a second call did the same as the first. */
   checked = false;
+  readonly #trace: Trace<R>;
+  readonly #expectedRefs: number[] = [];
+  /** Ranges of integer arguments for which the function does what was recorded. */
+  readonly #ranges: Range[];
+  /** Arguments whose values matter to it. */
+  readonly #bounded = new Set<number>();
 
   constructor(backend: Backend, flat: Flat, given: readonly Given[], trace: Trace<R>) {
     this.backend = backend;
     this.form = flat.form;
     this.given = given;
     this.#trace = trace;
-    this.#ranges = [...trace.ranges];
+    this.#ranges = flat.tensors.map(rangeOf);
     given.forEach(({ handle, storage }, i) => {
       if (handle === i) this.#expectedRefs[storage] = (this.#expectedRefs[storage] ?? 0) + 1;
     });
@@ -238,26 +253,51 @@ class Entry<R> {
     return true;
   }
 
-  /** Whether integer arguments have values that were not looked at when it was recorded. */
-  beyond(tensors: readonly Tensor[]): boolean {
-    return tensors.some((x, i) => {
-      const now = rangeOf(x), seen = this.#ranges[i];
-      return now !== undefined && (seen === undefined || now[0] < seen[0] || now[1] > seen[1]);
-    });
+  /** What the function does otherwise than was recorded, told by recording it again; null when it does the same. */
+  difference(again: Trace<R>): string | null {
+    const found = this.#trace.difference(again);
+    again.free();
+    return found;
   }
 
-  /** Whether the function still does what was recorded, told by recording it again; what it does otherwise, else. */
-  difference(trace: Trace<R>): string | null {
-    const found = this.#trace.difference(trace);
-    if (found === null) {
-      this.checked = true;
-      trace.ranges.forEach((range, i) => {
-        const seen = this.#ranges[i];
-        if (range === undefined) return;
-        this.#ranges[i] = seen === undefined ? range : [Math.min(seen[0], range[0]), Math.max(seen[1], range[1])];
-      });
+  /**
+   * Whether what was recorded holds for integer arguments of these values, as far as the host knows them.
+   * @param trace records the call again; throws what the function throws
+   */
+  admits(tensors: readonly Tensor[], trace: (ranges: readonly Range[]) => Trace<R>): boolean {
+    const ranges = tensors.map(rangeOf);
+    let known = true;
+    ranges.forEach((now, i) => {
+      const seen = this.#ranges[i];
+      if (now === undefined || (seen !== undefined && seen[0] <= now[0] && now[1] <= seen[1])) return;
+      // A count or a key may have any value: then this is asked once, and not at every call.
+      const any = everything(tensors[i].dtype);
+      if (!this.#bounded.has(i) && this.#does(() => trace(ranges.with(i, any)))) {
+        this.#ranges[i] = any;
+        return;
+      }
+      this.#bounded.add(i);
+      known = false;
+    });
+    if (known) return true;
+    if (this.difference(trace(ranges)) !== null) return false;
+    ranges.forEach((now, i) => {
+      const seen = this.#ranges[i];
+      if (now === undefined) return;
+      this.#ranges[i] = seen === undefined ? now : [Math.min(seen[0], now[0]), Math.max(seen[1], now[1])];
+    });
+    return true;
+  }
+
+  /** Whether a call can be recorded and is what was recorded. */
+  #does(trace: () => Trace<R>): boolean {
+    let again: Trace<R>;
+    try {
+      again = trace();
+    } catch {
+      return false;
     }
-    return found;
+    return this.difference(again) === null;
   }
 
   run(tensors: readonly Tensor[], storages: readonly Storage[]): R {
@@ -356,26 +396,27 @@ export function compile<A extends readonly unknown[], R>(f: (...args: A) => R): 
     for (const x of tensors) if (x.backend !== backend) throw otherBackends(backend, x.backend);
     if (backend.record === undefined) return scope(() => f(...args));
     const { given, storages } = describe(tensors);
-    const trace = () => new Trace(f as (...args: never) => R, args, given, flat, backend);
+    const trace = (ranges: readonly Range[]) =>
+      new Trace(f as (...args: never) => R, args, given, flat, backend, ranges);
     let at = entries.findIndex((entry) => entry.matches(backend, flat, given));
-    if (at >= 0 && (!entries[at].checked || entries[at].beyond(tensors))) {
-      const entry = entries[at], again = trace();
-      const secondCall = !entry.checked;
-      const difference = entry.difference(again);
-      again.free();
+    const entry = entries[at];
+    if (entry !== undefined && !entry.checked) {
+      const difference = entry.difference(trace(tensors.map(rangeOf)));
       if (difference !== null) {
         entries.splice(at, 1)[0].free();
-        at = -1;
-        if (secondCall) {
-          throw new UnsupportedError(
-            "compile",
-            `the function is not the same at every call: ${difference}. Make what changes an argument`,
-          );
-        }
+        throw new UnsupportedError(
+          "compile",
+          `the function is not the same at every call: ${difference}. Make what changes an argument`,
+        );
       }
+      entry.checked = true;
+    }
+    if (entry !== undefined && !entry.admits(tensors, trace)) {
+      entries.splice(at, 1)[0].free();
+      at = -1;
     }
     if (at < 0) {
-      entries.unshift(new Entry(backend, flat, given, trace()));
+      entries.unshift(new Entry(backend, flat, given, trace(tensors.map(rangeOf))));
       if (entries.length > maxRecordings) entries.pop()!.free();
     } else if (at > 0) entries.unshift(...entries.splice(at, 1));
     return entries[0].run(tensors, storages);
