@@ -1,16 +1,17 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
+import { webgpu } from "../../mod.ts";
 import { valueAndGrad } from "../../autograd/grad.ts";
-import { setBackend } from "../../tensor/backend.ts";
+import { memory, setBackend } from "../../tensor/backend.ts";
 import { cpu } from "../../tensor/cpu.ts";
 import { arange, tensor } from "../../tensor/create.ts";
 import { bf16Bits, bf16Value } from "../../tensor/dtype.ts";
-import { cast } from "../../tensor/elementwise.ts";
 import { slice } from "../../tensor/movement.ts";
 import { key, randint } from "../../tensor/random.ts";
 import { dispose } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { leaves } from "../../tensor/tree.ts";
+import { needAdapter } from "../../testing/laws/adapter.ts";
 import {
   adamw,
   type AttentionAlgorithm,
@@ -22,14 +23,28 @@ import {
   safetensors,
 } from "../mod.ts";
 
-setBackend(cpu());
+const backends = [cpu(), await needAdapter(webgpu())];
+
+/** A test that runs on every backend. */
+function test(name: string, body: () => void | Promise<void>): void {
+  for (const backend of backends) {
+    Deno.test(`${name}, on ${backend.name}`, async () => {
+      setBackend(backend);
+      try {
+        await body();
+      } finally {
+        setBackend(backends[0]);
+      }
+    });
+  }
+}
 
 const folder = new URL("../fixtures/llama-a/", import.meta.url);
 const config: llama.LlamaConfig = JSON.parse(await readFile(new URL("config.json", folder), "utf8"));
 const load = (): Promise<Record<string, Tensor>> =>
   safetensors.read(new URL("model.safetensors", folder), { dtype: "f32" });
-const expected = await safetensors.read(new URL("expected.safetensors", folder));
-const ints = (name: string): Tensor => cast(expected[name], "i32");
+const answers = await readFile(new URL("expected.safetensors", folder));
+const loadExpected = (): Promise<Record<string, Tensor>> => safetensors.read(answers);
 const algorithms: readonly AttentionAlgorithm[] = ["flash", "naive"];
 
 /** The largest |a − b| over the elements for which `counts` holds. */
@@ -67,21 +82,22 @@ const rounded: llama.LlamaConfig = {
 };
 
 for (const attention of algorithms) {
-  Deno.test(`forward() with ${attention} attention gives the fixture's logits wherever it has any`, async () => {
-    const params = await load(), options = { attentionMask: ints("attention_mask"), attention };
+  test(`forward() with ${attention} attention gives the fixture's logits wherever it has any`, async () => {
+    const params = await load(), expected = await loadExpected();
+    const options = { attentionMask: expected.attention_mask, attention };
     const want = await expected.logits.data(); // NaN in the padded rows
     const compared = want.filter((x) => !Number.isNaN(x)).length;
     assert.equal(compared, 17 * config.vocab_size);
     for (const [c, tolerance] of [[rounded, 2e-5], [config, 2e-3]] as const) {
-      const { logits } = llama.forward(params, c, ints("input_ids"), options);
+      const { logits } = llama.forward(params, c, expected.input_ids, options);
       const worst = distance(await logits.data(), want, (i) => !Number.isNaN(want[i]));
       assert(worst < tolerance, `off by ${worst}`);
     }
   });
 
-  Deno.test(`loss() with ${attention} attention gives the fixture's loss and gradients`, async () => {
-    const params = await load();
-    const f = (p: typeof params) => llama.loss(p, rounded, ints("train_ids"), ints("train_labels"), { attention });
+  test(`loss() with ${attention} attention gives the fixture's loss and gradients`, async () => {
+    const params = await load(), expected = await loadExpected();
+    const f = (p: typeof params) => llama.loss(p, rounded, expected.train_ids, expected.train_labels, { attention });
     const [loss, grads] = valueAndGrad(f)(params);
     assert(Math.abs(await loss.item() - await expected.loss.item()) < 1e-4);
     assert.equal(Object.keys(grads).length, Object.keys(params).length);
@@ -96,21 +112,22 @@ for (const attention of algorithms) {
   });
 }
 
-Deno.test("adamw() follows the fixture's losses with clipped gradients", async () => {
+test("adamw() follows the fixture's losses with clipped gradients", async () => {
   let params = await load();
+  const expected = await loadExpected();
   const optimizer = adamw({ learningRate: 1e-3, betas: [0.9, 0.95], weightDecay: 0.1 });
   let state = optimizer.init(params);
   const want = await expected.adamw_losses.data();
   assert(want.length >= 4);
   for (const value of want) {
-    const f = (p: typeof params) => llama.loss(p, rounded, ints("train_ids"), ints("train_labels"));
+    const f = (p: typeof params) => llama.loss(p, rounded, expected.train_ids, expected.train_labels);
     const [loss, grads] = valueAndGrad(f)(params);
     ({ params, state } = optimizer.update(params, clipGradNorm(grads, 1).grads, state));
     assert(Math.abs(await loss.item() - value) < 3e-3, `${await loss.item()} for ${value}`);
   }
 });
 
-Deno.test("dropout in training changes the loss, by the key alone", async () => {
+test("dropout in training changes the loss, by the key alone", async () => {
   const params = llama.init(key(3), small), ids = randint(key(4), [2, 7], { max: 61 });
   const at = async (dropout?: { p: number; key: Tensor }) =>
     await llama.loss(params, small, ids, ids, { dropout }).item();
@@ -120,7 +137,7 @@ Deno.test("dropout in training changes the loss, by the key alone", async () => 
   assert.notEqual(await at({ p: 0.3, key: key(1) }), await at());
 });
 
-Deno.test("the gradient is the same with checkpointed blocks, dropout and all", async () => {
+test("the gradient is the same with checkpointed blocks, dropout and all", async () => {
   const params = llama.init(key(3), small), ids = randint(key(4), [2, 7], { max: 61 });
   const dropout = { p: 0.2, key: key(5) };
   const at = (checkpoint: boolean) =>
@@ -133,7 +150,7 @@ Deno.test("the gradient is the same with checkpointed blocks, dropout and all", 
 });
 
 for (const attention of algorithms) {
-  Deno.test(`decoding through a cache gives the logits of the whole, ${attention} attention, in pieces of any length`, async () => {
+  test(`decoding through a cache gives the logits of the whole, ${attention} attention, in pieces of any length`, async () => {
     const params = llama.init(key(5), small), ids = randint(key(6), [2, 9], { max: 61 });
     const whole = await llama.forward(params, small, ids).logits.data();
     for (const pieces of [[9], [1, 1, 1, 1, 1, 1, 1, 1, 1], [4, 1, 3, 1]]) {
@@ -161,7 +178,7 @@ for (const attention of algorithms) {
   });
 }
 
-Deno.test("decoding left-padded rows gives what each row gives alone", async () => {
+test("decoding left-padded rows gives what each row gives alone", async () => {
   const params = llama.init(key(7), small);
   const rows = [[5, 9, 2, 33], [7, 8]], steps = [[11, 12], [50, 3]];
   const ids = tensor([[5, 9, 2, 33], [0, 0, 7, 8]], { dtype: "i32" });
@@ -183,7 +200,7 @@ Deno.test("decoding left-padded rows gives what each row gives alone", async () 
   }
 });
 
-Deno.test("positions given by hand are those counted by default", async () => {
+test("positions given by hand are those counted by default", async () => {
   const params = llama.init(key(8), small), ids = randint(key(9), [2, 5], { max: 61 });
   const at = async (positions?: Tensor) => await llama.forward(params, small, ids, { positions }).logits.data();
   const counted = await at();
@@ -196,7 +213,7 @@ Deno.test("positions given by hand are those counted by default", async () => {
   assert(distance(await at(tensor([0, 2, 4, 6, 8], { dtype: "i32" })), counted) > 1e-3);
 });
 
-Deno.test("init() makes the tensors that the config names, the same ones for the same key", async () => {
+test("init() makes the tensors that the config names, the same ones for the same key", async () => {
   const params = llama.init(key(1), small);
   assert.deepEqual(
     Object.fromEntries(Object.entries(params).map(([n, x]) => [n, x.shape])),
@@ -208,7 +225,7 @@ Deno.test("init() makes the tensors that the config names, the same ones for the
   assert.notDeepEqual(await other[name].data(), await params[name].data());
 });
 
-Deno.test("training holds no more memory after a hundred steps than after two", () => {
+test("training holds no more memory after a hundred steps than after two", () => {
   let params: Record<string, Tensor> = llama.init(key(1), small);
   const optimizer = adamw({ learningRate: 1e-3 });
   let state = optimizer.init(params);
@@ -220,13 +237,13 @@ Deno.test("training holds no more memory after a hundred steps than after two", 
     const { grads: clipped, norm } = clipGradNorm(grads, 1);
     norm.dispose();
     ({ params, state } = optimizer.update(params, clipped, state));
-    if (step === 1) level = cpu().memory().current;
+    if (step === 1) level = memory().current;
   }
-  assert.equal(cpu().memory().current, level);
+  assert.equal(memory().current, level);
   dispose([leaves(params), leaves(state)]);
 });
 
-Deno.test("parameters or inputs that do not fit are refused by name", () => {
+test("parameters or inputs that do not fit are refused by name", () => {
   const params = llama.init(key(1), small), ids = tensor([[1, 2]], { dtype: "i32" });
   const { "model.norm.weight": _, ...less } = params;
   assert.throws(() => llama.forward(less, small, ids), /"model\.norm\.weight" is missing/);
