@@ -1,9 +1,9 @@
 /** Elementwise ops: one number out of the numbers in the same place, with broadcasting. */
-import { type Backend } from "./backend.ts";
+import type { Backend } from "./backend.ts";
 import { full } from "./create.ts";
 import { type DType, dtypes, hostArray, isDType, isFloat, promote } from "./dtype.ts";
 import { DTypeError, ValueError } from "./errors.ts";
-import { backendOf, expectDType, forEachOffset, type NdArray, type Op, run } from "./op.ts";
+import { backendOf, expectDType, forEachOffset, type NdArray, type Op, run, runAll } from "./op.ts";
 import { unscoped } from "./scope.ts";
 import { broadcastLayout, broadcastShapes, isDense, type Shape } from "./shape.ts";
 import { Tensor } from "./tensor.ts";
@@ -180,8 +180,14 @@ function constant(backend: Backend, value: number, dtype: DType): Tensor {
   return made;
 }
 
-/** Brings operands to one dtype: the widest of the tensors', or a float where a number or the op needs one. */
-function meet(op: string, operands: readonly Operand[], need: "number" | "float" | "any"): Tensor[] {
+/** Operands, and the dtype to cast them to. */
+interface Met {
+  readonly inputs: readonly Tensor[];
+  readonly dtype: DType;
+}
+
+/** Finds operands one dtype: the widest of the tensors', or a float where a number or the op needs one. */
+function meet(op: string, operands: readonly Operand[], need: "number" | "float" | "any"): Met {
   const tensors = operands.filter((x) => x instanceof Tensor);
   if (tensors.length === 0) throw new ValueError(op, "needs at least one tensor");
   const backend = backendOf(op, tensors)!;
@@ -191,68 +197,107 @@ function meet(op: string, operands: readonly Operand[], need: "number" | "float"
   const numeric = operands.some((x) => typeof x === "number");
   if (!isFloat(dtype) && (fractions || need === "float")) dtype = "f32";
   else if (dtype === "bool" && numeric) dtype = "i32";
-  return operands.map((x) => x instanceof Tensor ? cast(x, dtype) : constant(backend, Number(x), dtype));
+  return { inputs: operands.map((x) => x instanceof Tensor ? x : constant(backend, Number(x), dtype)), dtype };
 }
 
-const arithmetic = (op: Op) => (a: Operand, b: Operand): Tensor => run(op, meet(op.name, [a, b], "number"), {});
-const floating2 = (op: Op) => (a: Operand, b: Operand): Tensor => run(op, meet(op.name, [a, b], "float"), {});
-const floating = (op: Op) => (x: Tensor): Tensor => run(op, meet(op.name, [x], "float"), {});
-const logical = (x: Operand, like: readonly Operand[]): Tensor =>
-  x instanceof Tensor
-    ? cast(x, "bool")
-    : constant(like.find((y) => y instanceof Tensor)!.backend, Number(Boolean(x)), "bool");
+/**
+ * Runs an op on tensors cast to the dtypes that it wants of them. What does not fit is refused before anything is cast,
+ * and the casts are freed.
+ * @param dtypes one for all inputs, or one for each
+ */
+export function runAs<P>(
+  op: Op<P>,
+  inputs: readonly Tensor[],
+  dtypes: DType | readonly DType[],
+  params: P,
+): Tensor[] {
+  const wanted = (i: number) => typeof dtypes === "string" ? dtypes : dtypes[i];
+  if (inputs.every((x, i) => x.dtype === wanted(i))) return runAll(op, inputs, params);
+  backendOf(op.name, inputs);
+  op.infer(inputs.map(({ shape }, i) => ({ shape, dtype: wanted(i) })), params);
+  const given = inputs.map((x, i) => cast(x, wanted(i)));
+  try {
+    return runAll(op, given, params);
+  } finally {
+    given.forEach((x, i) => {
+      if (x !== inputs[i]) x.dispose();
+    });
+  }
+}
 
-type Binary = (a: Operand, b: Operand) => Tensor;
-type Unary = (x: Tensor) => Tensor;
+/** The type in which functions of floats take a dtype. */
+export function floatOf(dtype: DType): DType {
+  return isFloat(dtype) ? dtype : "f32";
+}
+
+function runMet<P>(op: Op<P>, { inputs, dtype }: Met, params: P): Tensor {
+  return runAs(op, inputs, dtype, params)[0];
+}
+
+const arithmetic = (op: Op) => (a: Operand, b: Operand): Tensor => runMet(op, meet(op.name, [a, b], "number"), {});
+const floating2 = (op: Op) => (a: Operand, b: Operand): Tensor => runMet(op, meet(op.name, [a, b], "float"), {});
+const floating = (op: Op) => (x: Tensor): Tensor => runAs(op, [x], floatOf(x.dtype), {})[0];
+
+function logical(op: Op, operands: readonly Operand[]): Tensor {
+  const like = operands.find((x) => x instanceof Tensor);
+  if (like === undefined) throw new ValueError(op.name, "needs at least one tensor");
+  const truths = operands.map((x) => x instanceof Tensor ? x : constant(like.backend, x ? 1 : 0, "bool"));
+  return runAs(op, truths, "bool", {})[0];
+}
+
+/** An elementwise function of two operands, which broadcast. */
+export type BinaryFunction = (a: Operand, b: Operand) => Tensor;
+/** An elementwise function of one tensor. */
+export type UnaryFunction = (x: Tensor) => Tensor;
 
 /** a + b, with broadcasting. Integers wrap at 32 bits. */
-export const add: Binary = arithmetic(addOp);
+export const add: BinaryFunction = arithmetic(addOp);
 /** a − b, with broadcasting. */
-export const sub: Binary = arithmetic(subOp);
+export const sub: BinaryFunction = arithmetic(subOp);
 /** a · b element by element, with broadcasting. */
-export const mul: Binary = arithmetic(mulOp);
+export const mul: BinaryFunction = arithmetic(mulOp);
 /** a / b; integers are divided as f32. */
-export const div: Binary = floating2(divOp);
+export const div: BinaryFunction = floating2(divOp);
 /** a to the power b; integers as f32. */
-export const pow: Binary = floating2(powOp);
+export const pow: BinaryFunction = floating2(powOp);
 /** The larger of each pair; NaN when either is. */
-export const maximum: Binary = arithmetic(maximumOp);
+export const maximum: BinaryFunction = arithmetic(maximumOp);
 /** The smaller of each pair; NaN when either is. */
-export const minimum: Binary = arithmetic(minimumOp);
+export const minimum: BinaryFunction = arithmetic(minimumOp);
 /** −x. */
-export const neg: Unary = (x) => run(negOp, [x], {});
+export const neg: UnaryFunction = (x): Tensor => run(negOp, [x], {});
 /** |x|. */
-export const abs: Unary = (x) => run(absOp, [x], {});
+export const abs: UnaryFunction = (x): Tensor => run(absOp, [x], {});
 /** −1, 0 or 1. */
-export const sign: Unary = (x) => run(signOp, [x], {});
+export const sign: UnaryFunction = (x): Tensor => run(signOp, [x], {});
 /** e^x. */
-export const exp: Unary = floating(expOp);
+export const exp: UnaryFunction = floating(expOp);
 /** 2^x. */
-export const exp2: Unary = floating(exp2Op);
+export const exp2: UnaryFunction = floating(exp2Op);
 /** The natural logarithm. */
-export const log: Unary = floating(logOp);
+export const log: UnaryFunction = floating(logOp);
 /** √x. */
-export const sqrt: Unary = floating(sqrtOp);
+export const sqrt: UnaryFunction = floating(sqrtOp);
 /** 1/√x. */
-export const rsqrt: Unary = floating(rsqrtOp);
+export const rsqrt: UnaryFunction = floating(rsqrtOp);
 /** x². Integers as f32. */
-export const square: Unary = floating(squareOp);
+export const square: UnaryFunction = floating(squareOp);
 /** The hyperbolic tangent. */
-export const tanh: Unary = floating(tanhOp);
+export const tanh: UnaryFunction = floating(tanhOp);
 /** 1 / (1 + e^−x). */
-export const sigmoid: Unary = floating(sigmoidOp);
+export const sigmoid: UnaryFunction = floating(sigmoidOp);
 /** max(x, 0). */
-export const relu: Unary = (x) => run(reluOp, [x], {});
+export const relu: UnaryFunction = (x): Tensor => run(reluOp, [x], {});
 /** x · sigmoid(x), also called swish. */
-export const silu: Unary = floating(siluOp);
+export const silu: UnaryFunction = floating(siluOp);
 /** The error function. */
-export const erf: Unary = floating(erfOp);
+export const erf: UnaryFunction = floating(erfOp);
 /** sin x, x in radians. */
-export const sin: Unary = floating(sinOp);
+export const sin: UnaryFunction = floating(sinOp);
 /** cos x, x in radians. */
-export const cos: Unary = floating(cosOp);
+export const cos: UnaryFunction = floating(cosOp);
 /** Whether an element is neither infinite nor NaN. */
-export const isFinite: Unary = (x) => run(isFiniteOp, [x], {});
+export const isFinite: UnaryFunction = (x): Tensor => run(isFiniteOp, [x], {});
 
 /**
  * GELU, x·Φ(x).
@@ -262,35 +307,36 @@ export function gelu(x: Tensor, { approximate = "none" }: GeluOptions = {}): Ten
   if (approximate !== "none" && approximate !== "tanh") {
     throw new ValueError("gelu", `approximate is "none" or "tanh", got "${approximate}"`);
   }
-  return run(geluOp, meet("gelu", [x], "float"), { approximate });
+  return runAs(geluOp, [x], floatOf(x.dtype), { approximate })[0];
 }
 
 /** a = b, as bool. */
-export const equal: Binary = (a, b) => run(equalOp, meet("equal", [a, b], "any"), {});
+export const equal: BinaryFunction = (a, b): Tensor => runMet(equalOp, meet("equal", [a, b], "any"), {});
 /** a < b, as bool. */
-export const less: Binary = (a, b) => run(lessOp, meet("less", [a, b], "number"), {});
+export const less: BinaryFunction = (a, b): Tensor => runMet(lessOp, meet("less", [a, b], "number"), {});
 /** a ≤ b, as bool. */
-export const lessEqual: Binary = (a, b) => run(lessEqualOp, meet("lessEqual", [a, b], "number"), {});
+export const lessEqual: BinaryFunction = (a, b): Tensor => runMet(lessEqualOp, meet("lessEqual", [a, b], "number"), {});
 /** a > b, as bool. */
-export const greater: Binary = (a, b) => less(b, a);
+export const greater: BinaryFunction = (a, b): Tensor => less(b, a);
 /** a ≥ b, as bool. */
-export const greaterEqual: Binary = (a, b) => lessEqual(b, a);
+export const greaterEqual: BinaryFunction = (a, b): Tensor => lessEqual(b, a);
 /** Both; numbers count as true when they are not 0. */
-export const logicalAnd: Binary = (a, b) => run(logicalAndOp, [logical(a, [b]), logical(b, [a])], {});
+export const logicalAnd: BinaryFunction = (a, b): Tensor => logical(logicalAndOp, [a, b]);
 /** Either or both. */
-export const logicalOr: Binary = (a, b) => run(logicalOrOp, [logical(a, [b]), logical(b, [a])], {});
+export const logicalOr: BinaryFunction = (a, b): Tensor => logical(logicalOrOp, [a, b]);
 /** The opposite. */
-export const logicalNot: Unary = (x) => run(logicalNotOp, [cast(x, "bool")], {});
+export const logicalNot: UnaryFunction = (x): Tensor => logical(logicalNotOp, [x]);
 
 /**
  * Elements of `a` where the condition holds, else of `b`, with broadcasting.
  * @param condition bool, or numbers that count as true when they are not 0
  */
 export function where(condition: Tensor, a: Operand, b: Operand): Tensor {
-  const pair = a instanceof Tensor || b instanceof Tensor
-    ? meet("where", [a, b], "any")
-    : [a, b].map((x) => constant(condition.backend, Number(x), typeof x === "boolean" ? "bool" : "f32"));
-  return run(whereOp, [cast(condition, "bool"), ...pair], {});
+  const { inputs, dtype } = a instanceof Tensor || b instanceof Tensor ? meet("where", [a, b], "any") : {
+    inputs: [a, b].map((x) => constant(condition.backend, Number(x), typeof x === "boolean" ? "bool" : "f32")),
+    dtype: typeof a === "boolean" && typeof b === "boolean" ? "bool" : "f32",
+  } as const;
+  return runAs(whereOp, [condition, ...inputs], ["bool", dtype, dtype], {})[0];
 }
 
 /**

@@ -1,8 +1,8 @@
 /** Gated units: the two halves of a feed-forward layer, an activation of one times the other. */
 import { type DType, promote } from "./dtype.ts";
-import { cast, erfOf, type GeluOptions, geluTanh, sigmoidOf } from "./elementwise.ts";
+import { erfOf, type GeluOptions, geluTanh, runAs, sigmoidOf } from "./elementwise.ts";
 import { ShapeError, show, ValueError } from "./errors.ts";
-import { dense, expectDType, type Op, run } from "./op.ts";
+import { dense, expectDType, type Op } from "./op.ts";
 import { sameShape } from "./shape.ts";
 import type { Tensor } from "./tensor.ts";
 
@@ -80,11 +80,6 @@ export const gegluOp: Op<Required<GeluOptions>> = gated("geglu", gelu);
 /** Both gradients of geglu. */
 export const gegluBackwardOp: Op<Required<GeluOptions>> = gatedBackward("gegluBackward", gelu);
 
-function pair(op: string, gate: Tensor, up: Tensor): [Tensor, Tensor] {
-  const dtype = promote(op, gate.dtype, up.dtype);
-  return [cast(gate, dtype), cast(up, dtype)];
-}
-
 /**
  * silu(gate) · up in one pass (Shazeer 2020, arXiv:2002.05202).
  *
@@ -94,7 +89,7 @@ function pair(op: string, gate: Tensor, up: Tensor): [Tensor, Tensor] {
  * @throws {ShapeError} when the shapes differ
  */
 export function swiglu(gate: Tensor, up: Tensor): Tensor {
-  return run(swigluOp, pair("swiglu", gate, up), {});
+  return runAs(swigluOp, [gate, up], promote("swiglu", gate.dtype, up.dtype), {})[0];
 }
 
 /**
@@ -110,5 +105,5 @@ export function geglu(gate: Tensor, up: Tensor, { approximate = "none" }: GeluOp
   if (approximate !== "none" && approximate !== "tanh") {
     throw new ValueError("geglu", `approximate is "none" or "tanh", got "${approximate}"`);
   }
-  return run(gegluOp, pair("geglu", gate, up), { approximate });
+  return runAs(gegluOp, [gate, up], promote("geglu", gate.dtype, up.dtype), { approximate })[0];
 }

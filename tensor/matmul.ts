@@ -1,11 +1,13 @@
 /** Matrix products, batched and broadcast. */
-import { promote } from "./dtype.ts";
-import { cast } from "./elementwise.ts";
+import { type DType, promote } from "./dtype.ts";
+import { runAs } from "./elementwise.ts";
 import { ShapeError, show } from "./errors.ts";
-import { dense, expectDType, type Op, run, type Spec } from "./op.ts";
+import { dense, expectDType, type Op, type Spec } from "./op.ts";
 import { reshape, squeeze } from "./movement.ts";
 import { broadcastLayout, broadcastShapes, type Shape, sizeOf, stridesOf } from "./shape.ts";
 import type { Tensor } from "./tensor.ts";
+
+const floats: readonly DType[] = ["f64", "f32", "f16", "bf16"];
 
 /** Which operands are read with their last two axes swapped. */
 export interface MatmulOptions {
@@ -44,7 +46,7 @@ export function matmulSizes(a: Shape, b: Shape, { transposeA, transposeB }: Requ
 export const matmulOp: Op<Required<MatmulOptions>> = {
   name: "matmul",
   infer: ([a, b], params): Spec => {
-    expectDType("matmul", "left", a.dtype, ["f64", "f32", "f16", "bf16"]);
+    expectDType("matmul", "left", a.dtype, floats);
     expectDType("matmul", "right", b.dtype, [a.dtype]);
     const { batch, m, n } = matmulSizes(a.shape, b.shape, params);
     return { shape: [...batch, m, n], dtype: a.dtype };
@@ -108,16 +110,17 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   if (a.rank === 0 || b.rank === 0) {
     throw new ShapeError("matmul", `needs at least one axis a side: left ${show(a.shape)}, right ${show(b.shape)}`);
   }
-  const dtype = promote("matmul", a.dtype, b.dtype);
+  const dtype = promote("matmul", a.dtype, b.dtype), params = { transposeA, transposeB };
   const left = a.rank === 1 ? reshape(a, transposeA ? [-1, 1] : [1, -1]) : a;
   const right = b.rank === 1 ? reshape(b, transposeB ? [1, -1] : [-1, 1]) : b;
   if (left.rank > 2 && right.rank === 2 && !transposeA) { // one tall product, whose gradient needs no sum over batches
-    const { m, n, k } = matmulSizes(left.shape, right.shape, { transposeA, transposeB });
+    const { m, n, k } = matmulSizes(left.shape, right.shape, params);
+    expectDType("matmul", "left", dtype, floats);
     const rows = reshape(left, [sizeOf(left.shape.slice(0, -2)) * m, k]);
-    const y = run(matmulOp, [cast(rows, dtype), cast(right, dtype)], { transposeA, transposeB });
+    const [y] = runAs(matmulOp, [rows, right], dtype, params);
     return reshape(y, b.rank === 1 ? left.shape.slice(0, -1) : [...left.shape.slice(0, -1), n]);
   }
-  const y = run(matmulOp, [cast(left, dtype), cast(right, dtype)], { transposeA, transposeB });
+  const [y] = runAs(matmulOp, [left, right], dtype, params);
   const dropped = [...(a.rank === 1 ? [-2] : []), ...(b.rank === 1 ? [-1] : [])];
   return dropped.length === 0 ? y : squeeze(y, { axis: dropped });
 }

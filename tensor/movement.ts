@@ -14,8 +14,8 @@ import {
   sizeOf,
   stridesOf,
 } from "./shape.ts";
-import { promote } from "./dtype.ts";
-import { cast } from "./elementwise.ts";
+import { isFloat, promote } from "./dtype.ts";
+import { runAs } from "./elementwise.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** y takes the elements that a layout of x sees, in row-major order. */
@@ -122,7 +122,9 @@ export const concatOp: Op<{ axis: number }> = {
       if (!fits || x.dtype !== first.dtype) {
         throw new ShapeError(
           "concat",
-          `input ${i} does not fit along axis ${axis}: ${first.dtype} ${show(first.shape)}, ${x.dtype} ${show(x.shape)}`,
+          `input ${i} does not fit along axis ${axis}: ${first.dtype} ${show(first.shape)}, ${x.dtype} ${
+            show(x.shape)
+          }`,
         );
       }
     });
@@ -173,7 +175,10 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
 export function permute(x: Tensor, axes: readonly number[]): Tensor {
   const order = axes.map((a) => axisOf("permute", x.shape, a));
   if (axesOf("permute", x.shape, order).length !== x.rank) {
-    throw new ShapeError("permute", `${show(x.shape)} has ${x.rank} axes, the order ${show(axes)} names ${axes.length}`);
+    throw new ShapeError(
+      "permute",
+      `${show(x.shape)} has ${x.rank} axes, the order ${show(axes)} names ${axes.length}`,
+    );
   }
   return run(permuteOp, [x], { axes: order });
 }
@@ -243,6 +248,10 @@ export function pad(
   }
   const bad = widths.flat().find((n) => !Number.isInteger(n) || n < 0);
   if (bad !== undefined) throw new ValueError("pad", `widths are whole numbers of at least 0, got ${bad}`);
+  const ends = x.dtype === "i32" ? [-(2 ** 31), 2 ** 31 - 1] : [0, x.dtype === "u32" ? 2 ** 32 - 1 : 1];
+  if (!isFloat(x.dtype) && !(Number.isInteger(value) && value >= ends[0] && value <= ends[1])) {
+    throw new ValueError("pad", `the border of ${x.dtype} ${show(x.shape)} cannot hold ${value}`);
+  }
   return run(padOp, [x], {
     before: widths.map(([n]) => n),
     after: widths.map(([, n]) => n),
@@ -258,7 +267,7 @@ export function pad(
 export function concat(xs: readonly Tensor[], { axis = 0 }: { readonly axis?: number } = {}): Tensor {
   if (xs.length === 0) throw new ShapeError("concat", "needs at least one tensor");
   const dtype = xs.map((x) => x.dtype).reduce((a, b) => promote("concat", a, b));
-  return run(concatOp, xs.map((x) => cast(x, dtype)), { axis: axisOf("concat", xs[0].shape, axis) });
+  return runAs(concatOp, xs, dtype, { axis: axisOf("concat", xs[0].shape, axis) })[0];
 }
 
 /**

@@ -1,9 +1,9 @@
 /** Normalisations along one axis: softmax and its kin, and the layers that scale each row by its own statistics. */
 import { zeros } from "./create.ts";
-import { type DType, isFloat, promote, roundTo } from "./dtype.ts";
-import { cast } from "./elementwise.ts";
+import { type DType, promote, roundTo } from "./dtype.ts";
+import { floatOf, runAs } from "./elementwise.ts";
 import { ShapeError, show, ValueError } from "./errors.ts";
-import { dense, expectDType, type NdArray, type Op, run, runAll, type Spec } from "./op.ts";
+import { dense, expectDType, type NdArray, type Op, type Spec } from "./op.ts";
 import { logSumExp } from "./reduce.ts";
 import { axisOf, sameShape, sizeOf } from "./shape.ts";
 import type { Tensor } from "./tensor.ts";
@@ -55,10 +55,6 @@ export const logSoftmaxOp: Op<{ axis: number }> = alongAxis("logSoftmax", (row, 
   for (let i = 0; i < row.length; i++) write(i, row[i] - lse);
 });
 
-function floating(x: Tensor): Tensor {
-  return isFloat(x.dtype) ? x : cast(x, "f32");
-}
-
 /**
  * Softmax along one axis.
  * @param x scores, any shape
@@ -66,7 +62,7 @@ function floating(x: Tensor): Tensor {
  * @throws {ShapeError} when `axis` is not an axis of `x`
  */
 export function softmax(x: Tensor, { axis = -1 }: { readonly axis?: number } = {}): Tensor {
-  return run(softmaxOp, [floating(x)], { axis: axisOf("softmax", x.shape, axis) });
+  return runAs(softmaxOp, [x], floatOf(x.dtype), { axis: axisOf("softmax", x.shape, axis) })[0];
 }
 
 /**
@@ -74,7 +70,7 @@ export function softmax(x: Tensor, { axis = -1 }: { readonly axis?: number } = {
  * @throws {ShapeError} when `axis` is not an axis of `x`
  */
 export function logSoftmax(x: Tensor, { axis = -1 }: { readonly axis?: number } = {}): Tensor {
-  return run(logSoftmaxOp, [floating(x)], { axis: axisOf("logSoftmax", x.shape, axis) });
+  return runAs(logSoftmaxOp, [x], floatOf(x.dtype), { axis: axisOf("logSoftmax", x.shape, axis) })[0];
 }
 
 /** The type in which a kernel sums numbers of a dtype. */
@@ -254,13 +250,12 @@ export function rmsNorm(x: Tensor, weight: Tensor, options: RmsNormOptions = {})
   const { eps = 1e-6, residual } = options;
   checkEps("rmsNorm", eps);
   if (residual === undefined) {
-    const at = floating(x);
-    const [y, r] = runAll(rmsNormOp, [cast(weight, at.dtype), at], { eps });
+    const [y, r] = runAs(rmsNormOp, [weight, x], floatOf(x.dtype), { eps });
     r.dispose();
     return y;
   }
-  const dtype = promote("rmsNorm", floating(x).dtype, residual.dtype);
-  const [out, r, sum] = runAll(rmsNormOp, [cast(weight, dtype), cast(x, dtype), cast(residual, dtype)], { eps });
+  const dtype = promote("rmsNorm", floatOf(x.dtype), residual.dtype);
+  const [out, r, sum] = runAs(rmsNormOp, [weight, x, residual], dtype, { eps });
   r.dispose();
   return { out, sum };
 }
@@ -284,9 +279,11 @@ export function layerNorm(
   { eps = 1e-5 }: { readonly eps?: number } = {},
 ): Tensor {
   checkEps("layerNorm", eps);
-  const at = floating(x), w = cast(weight, at.dtype);
-  const b = bias === null ? zeros(w.shape, { dtype: w.dtype, backend: w.backend }) : cast(bias, at.dtype);
-  const [y, mean, r] = runAll(layerNormOp, [at, w, b], { eps });
+  const dtype = floatOf(x.dtype), none = { shape: weight.shape, dtype };
+  layerNormOp.infer([{ shape: x.shape, dtype }, none, none], { eps });
+  const b = bias ?? zeros(weight.shape, { dtype, backend: weight.backend });
+  const [y, mean, r] = runAs(layerNormOp, [x, weight, b], dtype, { eps });
+  if (bias === null) b.dispose();
   mean.dispose();
   r.dispose();
   return y;

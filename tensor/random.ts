@@ -15,7 +15,7 @@ import { unscoped } from "./scope.ts";
 import { checkShape, type Shape } from "./shape.ts";
 import { setRange, type Tensor } from "./tensor.ts";
 import { tensor } from "./create.ts";
-import { cast } from "./elementwise.ts";
+import { floatOf, runAs } from "./elementwise.ts";
 
 const floats: readonly DType[] = ["f64", "f32", "f16", "bf16"];
 
@@ -289,8 +289,9 @@ export function uniform(key: Tensor, shape: Shape, options: UniformOptions = {})
  * @param key u32 [2]
  */
 export function randn(key: Tensor, shape: Shape, { dtype = "f32" }: RandomOptions = {}): Tensor {
-  const table = normalTableOn(key.backend);
-  return run(randnOp, [key, table], { shape: [...checkShape("randn", shape)], dtype: floatType("randn", dtype) });
+  checkKey("randn", key);
+  const params = { shape: [...checkShape("randn", shape)], dtype: floatType("randn", dtype) };
+  return run(randnOp, [key, normalTableOn(key.backend)], params);
 }
 
 /**
@@ -339,5 +340,5 @@ export function dropout(x: Tensor, { p, key }: { readonly p: number; readonly ke
   const threshold = thresholdOf("dropout", p);
   if (p === 1) throw new ValueError("dropout", "p is below 1: nothing would be left of the input");
   if (p === 0) return x;
-  return run(dropoutOp, [key, isFloat(x.dtype) ? x : cast(x, "f32")], { threshold, scale: 1 / (1 - p) });
+  return runAs(dropoutOp, [key, x], [key.dtype, floatOf(x.dtype)], { threshold, scale: 1 / (1 - p) })[0];
 }

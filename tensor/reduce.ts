@@ -1,6 +1,6 @@
 /** Reductions: fewer numbers out of many, along axes. */
-import { type DType, hostArray, type HostArray, isFloat } from "./dtype.ts";
-import { cast } from "./elementwise.ts";
+import { type DType, type HostArray, hostArray } from "./dtype.ts";
+import { floatOf, runAs } from "./elementwise.ts";
 import { ShapeError, show, ValueError } from "./errors.ts";
 import { dense, expectDType, forEachOffset, type NdArray, type Op, run, runAll } from "./op.ts";
 import { axesOf, axisOf, type Shape, sizeOf } from "./shape.ts";
@@ -51,7 +51,12 @@ function forEachGroup(x: NdArray, axes: readonly number[], f: (group: HostArray,
   });
 }
 
-function reduction(name: string, f: (group: HostArray) => number, allowed = numbers, needsOne = false): Op<ReduceParams> {
+function reduction(
+  name: string,
+  f: (group: HostArray) => number,
+  allowed = numbers,
+  needsOne = false,
+): Op<ReduceParams> {
   return {
     name,
     infer: ([x], params) => {
@@ -179,18 +184,14 @@ function paramsOf(op: string, x: Tensor, { axis, keepDims = false }: ReduceOptio
   return { axes: axesOf(op, x.shape, axis), keepDims };
 }
 
-function floating(x: Tensor): Tensor {
-  return isFloat(x.dtype) ? x : cast(x, "f32");
-}
-
 /** Σ x along axes. bool is counted as i32; 16-bit floats are added in f32. */
 export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return run(sumOp, [x.dtype === "bool" ? cast(x, "i32") : x], paramsOf("sum", x, options));
+  return runAs(sumOp, [x], x.dtype === "bool" ? "i32" : x.dtype, paramsOf("sum", x, options))[0];
 }
 
 /** The mean along axes; integers and bool as f32. NaN over no elements. */
 export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return run(meanOp, [floating(x)], paramsOf("mean", x, options));
+  return runAs(meanOp, [x], floatOf(x.dtype), paramsOf("mean", x, options))[0];
 }
 
 /**
@@ -211,7 +212,7 @@ export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
 
 /** log Σ e^x along axes, without overflow; −∞ over no elements. */
 export function logsumexp(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return run(logsumexpOp, [floating(x)], paramsOf("logsumexp", x, options));
+  return runAs(logsumexpOp, [x], floatOf(x.dtype), paramsOf("logsumexp", x, options))[0];
 }
 
 /** Which axis to search, and whether it stays with length 1. */
@@ -223,8 +224,10 @@ export interface ArgOptions {
 }
 
 function place(op: Op<{ axis: number; keepDims: boolean }>, x: Tensor, { axis, keepDims = false }: ArgOptions): Tensor {
+  const flat = { axis: 0, keepDims: false };
+  if (axis === undefined) op.infer([{ shape: [x.size], dtype: x.dtype }], flat); // before a view is copied to be flat
   const found = axis === undefined
-    ? run(op, [reshape(x, [x.size])], { axis: 0, keepDims: false })
+    ? run(op, [reshape(x, [x.size])], flat)
     : run(op, [x], { axis: axisOf(op.name, x.shape, axis), keepDims });
   const length = axis === undefined ? x.size : x.shape[axisOf(op.name, x.shape, axis)];
   const y = axis === undefined && keepDims ? reshape(found, x.shape.map(() => 1)) : found;

@@ -1,9 +1,9 @@
 /** Rotary position embedding (Su et al. 2021, arXiv:2104.09864): pairs of numbers turned by an angle that grows with the position. */
 import { type DType, promote } from "./dtype.ts";
-import { cast } from "./elementwise.ts";
+import { runAs } from "./elementwise.ts";
 import { IndexError, ShapeError, show } from "./errors.ts";
 import { checkRange } from "./gather.ts";
-import { dense, expectDType, expectRank, type Op, runAll, type Spec } from "./op.ts";
+import { dense, expectDType, expectRank, type Op, type Spec } from "./op.ts";
 import { sameShape } from "./shape.ts";
 import { Tensor } from "./tensor.ts";
 
@@ -129,8 +129,9 @@ export function rotaryEmbedding(
   if (xs.length === 0) throw new ShapeError("rotaryEmbedding", "needs at least one tensor");
   if (positions !== undefined) checkRange("rotaryEmbedding", positions, cos.shape[0] ?? 0);
   const table = promote("rotaryEmbedding", "f32", promote("rotaryEmbedding", cos.dtype, sin.dtype));
-  const inputs = [cast(cos, table), cast(sin, table), ...(positions === undefined ? [] : [positions]), ...xs];
+  const given = [...(positions === undefined ? [] : [positions]), ...xs];
   const params = { interleaved, reverse: false, positioned: positions !== undefined };
-  const outputs = runAll(rotaryEmbeddingOp, inputs, params);
+  const types = [table, table, ...given.map((x) => x.dtype)];
+  const outputs = runAs(rotaryEmbeddingOp, [cos, sin, ...given], types, params);
   return x instanceof Tensor ? outputs[0] : outputs;
 }

@@ -32,9 +32,10 @@ export function specsOf<P>(op: Op<P>, inputs: readonly Spec[], params: P): reado
 
 /** The reference's results in f64, whatever float types the call has; integers stay what they are. */
 export function exactly<P>(op: Op<P>, { inputs, params }: Call<P>): NdArray[] {
-  const outputs = specsOf(op, inputs, params).map(({ shape, dtype }) =>
-    ndarray({ shape, dtype: isFloat(dtype) ? "f64" : dtype })
-  );
+  const outputs = specsOf(op, inputs, params).map(({ shape, dtype }): NdArray => ({
+    ...ndarray({ shape, dtype: isFloat(dtype) ? "f64" : dtype }),
+    dtype, // which a reference may round to before it goes on
+  }));
   if (outputs.some((y) => y.data.length > 0)) op.reference(inputs.map((x) => onHost(x, true)), params, ...outputs);
   return outputs;
 }
@@ -65,6 +66,18 @@ function largest(dtype: DType): number {
 
 /** Below these, a device may flush numbers to zero. f16 is packed from f32 by integers, which flush nothing. */
 const flushedBelow: Partial<Record<DType, number>> = { f32: 2 ** -126, bf16: 2 ** -126 };
+
+/**
+ * Asserts that two arrays hold the same numbers, the sign of zero included; NaN is like any other NaN.
+ * @throws {AssertionError} naming the first element that differs
+ */
+export function assertSame(actual: HostArray, expected: HostArray, what = "the result"): void {
+  if (actual.length !== expected.length) {
+    throw new AssertionError(`${what} has ${actual.length} elements, expected ${expected.length}`);
+  }
+  const at = actual.findIndex((x, i) => !Object.is(x, expected[i]));
+  if (at >= 0) throw new AssertionError(`element ${at} of ${what} is ${actual[at]}, expected ${expected[at]}`);
+}
 
 /**
  * Asserts the law for each result of a call.
@@ -174,7 +187,7 @@ function naively<P>({ inputs, params }: Call<P>, accuracy: Accuracy<P>, specs: r
   if (accuracy.kind === "exact") return [];
   const all = accuracy.kind === "elementwise" ? [mapped(accuracy.naive(params))] : accuracy.naive;
   return all.map((naive: Naive<P>) => {
-    const outputs = specs.map(({ shape, dtype }) => ndarray({ shape, dtype: isFloat(dtype) ? "f32" : dtype }));
+    const outputs = specs.map(({ shape, dtype }) => ndarray({ shape, dtype: dtype === "f64" ? "f32" : dtype }));
     if (outputs.some((y) => y.data.length > 0)) naive(inputs.map((x) => onHost(x)), params, ...outputs);
     return outputs.map((y, n) => rounded(specs[n].dtype, y.data));
   });

@@ -354,6 +354,7 @@ const opt = (options: AttentionOptions) => (q: Tensor, k: Tensor, v: Tensor) => 
 /** Samples of attention. */
 export const attending = {
   attention: {
+    leavesZeros: true,
     calls: arbCalls,
     accuracy: {
       kind: "worst",
@@ -401,6 +402,7 @@ export const attending = {
     ),
   } satisfies Sample<FlashParams>,
   attentionBackward: {
+    leavesZeros: true,
     calls: (held) => arbCalls(held).chain(backwardCall),
     accuracy: {
       kind: "worst",
@@ -439,6 +441,7 @@ export const attending = {
     ),
   } satisfies Sample<CacheAppendParams>,
   cacheAttention: {
+    leavesZeros: true,
     calls: (held) => cacheCalls(held).map(({ attend }) => attend),
     accuracy: { kind: "worst", naive: [naiveCached] },
     smooth: null,

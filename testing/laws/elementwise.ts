@@ -72,7 +72,8 @@ interface BinaryOptions {
   readonly kink?: true;
 }
 
-function binary(op: (a: Tensor, b: Tensor) => Tensor, options: BinaryOptions = {}): Sample<NoParams> {
+function binary(operands: e.BinaryFunction, options: BinaryOptions = {}): Sample<NoParams> {
+  const op = (a: Tensor, b: Tensor) => operands(a, b);
   const { types = numbers, left = [-8, 8], right = [-8, 8], naive, smooth = [[-2, 2], [-2, 2]], kink } = options;
   const ends = [left, right];
   const smoothCalls = smooth === null ? null : compose((draw) => {
@@ -94,6 +95,7 @@ function binary(op: (a: Tensor, b: Tensor) => Tensor, options: BinaryOptions = {
       // What does not fit is refused before the narrower side is cast.
       clashing().chain(([a, b]) => refuse(ShapeError, [plain(a, "bf16"), plain(b)], op)),
       refuse(DTypeError, [plain([2], "i32"), plain([2], "u32")], op),
+      refuse(ValueError, [], () => operands(1, 2)),
       ...(types === numbers ? [refuse(DTypeError, [plain([2], "bool"), plain([2], "bool")], op)] : []),
     ),
   };
@@ -105,10 +107,13 @@ function withoutKink(sample: Sample<NoParams>): Sample<NoParams> {
 }
 
 /** Both operands bool. */
-function logical(op: (a: Tensor, b: Tensor) => Tensor): Sample<NoParams> {
+function logical(op: e.BinaryFunction): Sample<NoParams> {
   return {
     ...binary(op, { types: ["bool"], smooth: null }),
-    refused: clashing().chain(([a, b]) => refuse(ShapeError, [plain(a, "bool"), plain(b)], op)),
+    refused: oneOf(
+      clashing().chain(([a, b]) => refuse(ShapeError, [plain(a, "bool"), plain(b)], (a, b) => op(a, b))),
+      refuse(ValueError, [], () => op(true, false)),
+    ),
   };
 }
 

@@ -1,5 +1,5 @@
 /** Samples of the layers that scale rows, of gated units and of rotary embedding, with their derivatives. */
-import type { DType } from "../../tensor/dtype.ts";
+import { type DType, roundTo } from "../../tensor/dtype.ts";
 import { erfOf, type GeluOptions } from "../../tensor/elementwise.ts";
 import { DTypeError, IndexError, ShapeError, ValueError } from "../../tensor/errors.ts";
 import { geglu, swiglu } from "../../tensor/gated.ts";
@@ -56,7 +56,10 @@ const meanBy = (sum: Sum, values: number[]) => f(sum(values) / Math.max(1, value
 
 const naiveRms = (sum: Sum): Naive<{ eps: number }> => ([w, x, residual], { eps }, y, r, total) => {
   const s = residual === undefined ? x.data : total.data;
-  if (residual !== undefined) { for (let i = 0; i < s.length; i++) s[i] = f(x.data[i] + residual.data[i]); }
+  if (residual !== undefined) {
+    for (let i = 0; i < s.length; i++) s[i] = f(x.data[i] + residual.data[i]);
+    roundTo(total.dtype, s);
+  }
   if (x.shape.at(-1) === 0) r.data.fill(f(1 / Math.sqrt(eps)));
   forEachRow(x, (row, at) => {
     const scale = f(1 / f(Math.sqrt(f(meanBy(sum, at.map((i) => square(s[i]))) + f(eps)))));
@@ -274,6 +277,7 @@ export const layers = {
     calls: (held) => typeOf(held, floats).chain((dtype) => rmsCalls(rowShapes, inputOf(dtype))),
     accuracy: by(naiveRms),
     smooth: rmsCalls(smallRows, (shape) => arbSmooth(shape)),
+    roundsBetween: true,
     // The reciprocal root is for the way back alone.
     results: ([y, , sum]) => sum === undefined ? [y] : [y, sum],
     once: true,

@@ -1,16 +1,18 @@
 /** Samples of random numbers and of optimiser steps. */
 import type { DType } from "../../tensor/dtype.ts";
 import { DTypeError, ShapeError, ValueError } from "../../tensor/errors.ts";
+import { normalTable } from "../../tensor/normal.ts";
 import type { ParamsOf } from "../../tensor/op.ts";
 import * as random from "../../tensor/random.ts";
 
-import { Arbitrary, boolean, compose, elementOf, float, integer, oneOf } from "../arbitrary.ts";
+import { Arbitrary, boolean, compose, constant, elementOf, float, integer, oneOf } from "../arbitrary.ts";
 import { arbTensorData, type TensorData } from "../tensors.ts";
 import {
   arbInput,
   arbSmooth,
   callOf,
   floats,
+  given,
   plain,
   type Refusal,
   refuse,
@@ -92,11 +94,19 @@ export const randomness = {
     refuse(DTypeError, [plain([2], "u32")], (key) => random.uniform(key, [2], { dtype: "i32" })),
     refuse(ShapeError, [plain([2], "u32")], (key) => random.uniform(key, [-2])),
   ),
-  randn: drawing<ParamsOf<typeof random.randnOp>>(
-    (held) => compose((draw) => ({ shape: draw(shape), dtype: draw(typeOf(held, floats)) })),
-    (key) => random.randn(key, [2]),
-    refuse(DTypeError, [plain([2], "u32")], (key) => random.randn(key, [2], { dtype: "bool" })),
-  ),
+  randn: {
+    ...drawing<ParamsOf<typeof random.randnOp>>(
+      () => constant({ shape: [], dtype: "f32" }),
+      (key) => random.randn(key, [2]),
+      refuse(DTypeError, [plain([2], "u32")], (key) => random.randn(key, [2], { dtype: "bool" })),
+      refuse(ShapeError, [plain([2], "u32")], (key) => random.randn(key, [1.5])),
+    ),
+    calls: (held) =>
+      compose((draw) => {
+        const table = draw(given(Array.from(normalTable()), [32, 8], "i32"));
+        return callOf([draw(arbKey), table], { shape: draw(shape), dtype: draw(typeOf(held, floats)) });
+      }),
+  } satisfies Sample<ParamsOf<typeof random.randnOp>>,
   randint: drawing<ParamsOf<typeof random.randintOp>>(
     () => compose((draw) => ({ shape: draw(shape), ...draw(bounds) })),
     (key) => random.randint(key, [2], { max: 3 }),

@@ -48,6 +48,10 @@ export interface Sample<P> {
   readonly accuracy: Accuracy<P>;
   /** Small calls in f64 away from kinks; null where the op has no derivative. */
   readonly smooth: Arbitrary<Call<P>> | null;
+  /** The reference counts on outputs that are zero at first. */
+  readonly leavesZeros?: true;
+  /** A result is rounded to its type before others are computed from it. */
+  readonly roundsBetween?: true;
   /** For fused ops: their derivative has none of its own, and says so. */
   readonly once?: true;
   /** Float inputs that are constants to the derivative. */
