@@ -1,4 +1,4 @@
-/** Gradients of results that nothing depends on: zeros that take no memory, and that a derivative can tell. */
+/** Gradients whose values a derivative may know: none, of a result that nothing depends on, and the 1 of the value itself. */
 import { full } from "../tensor/create.ts";
 import type { Backend } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
@@ -24,4 +24,21 @@ export function absent(shape: Shape, dtype: DType, backend: Backend): Tensor {
 /** Whether a gradient stands for none. */
 export function isAbsent(gradient: Tensor): boolean {
   return marked.has(gradient);
+}
+
+const units = new Set<number>();
+
+/** Runs `f` while a gradient, whatever handle shows it, is known to be 1. */
+export function knownAsOne<T>(gradient: Tensor, f: () => T): T {
+  units.add(gradient.id);
+  try {
+    return f();
+  } finally {
+    units.delete(gradient.id);
+  }
+}
+
+/** Whether a gradient is known to be 1. */
+export function isOne(gradient: Tensor): boolean {
+  return units.has(gradient.id);
 }

@@ -4,9 +4,9 @@ import { tensor } from "../tensor/create.ts";
 import { rmsNorm } from "../tensor/norm.ts";
 import { key, randn } from "../tensor/random.ts";
 import { sum } from "../tensor/reduce.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { alias, type Tensor } from "../tensor/tensor.ts";
 import { assertClose } from "../testing/mod.ts";
-import { absent, isAbsent } from "./absent.ts";
+import { absent, isAbsent, isOne, knownAsOne } from "./absent.ts";
 import { grad } from "./grad.ts";
 
 Deno.test("an absent gradient is zeros of a shape in the bytes of one number", async () => {
@@ -27,4 +27,12 @@ Deno.test("a result that nothing depends on adds nothing to the gradient", async
   ].map((f) => grad(f)(x));
   assert.notDeepEqual(await both.array(), await one.array());
   await assertClose(one, 1);
+});
+
+Deno.test("the gradient that a value starts with is known to be 1 while the walk lasts, and others are not", () => {
+  const seed = tensor(1), other = tensor(1);
+  knownAsOne(seed, () => {
+    assert(isOne(seed) && isOne(alias(seed)) && !isOne(other));
+  });
+  assert(!isOne(seed));
 });

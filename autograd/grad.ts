@@ -6,6 +6,7 @@ import { listening, observeOnly, type Observer, type Op } from "../tensor/op.ts"
 import { scope, track } from "../tensor/scope.ts";
 import { alias, detach, Tensor } from "../tensor/tensor.ts";
 import { forEachTensor, leaves, mapTree } from "../tensor/tree.ts";
+import { knownAsOne } from "./absent.ts";
 import { Tape } from "./tape.ts";
 
 /** Which arguments to differentiate by: one place, or several. */
@@ -111,7 +112,7 @@ function differentiate<A extends readonly unknown[]>(
       });
       const value = (hasAux ? (result as readonly unknown[])[0] : result) as Tensor;
       const seed = ones(value.shape, { dtype: value.dtype, backend: value.backend });
-      const gradients = tape.walk([[value, seed]], wanted);
+      const gradients = knownAsOne(seed, () => tape.walk([[value, seed]], wanted));
       return [result, arrange(args, argnums, gradients)];
     });
   } finally {

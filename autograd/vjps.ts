@@ -45,8 +45,9 @@ import { cumsumOp, reducedShape, type ReduceParams, sum } from "../tensor/reduce
 import { rotaryEmbeddingOp } from "../tensor/rotary.ts";
 import { sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { zeros } from "../tensor/create.ts";
-import type { Tensor } from "../tensor/tensor.ts";
-import { isAbsent } from "./absent.ts";
+import { track } from "../tensor/scope.ts";
+import { alias, type Tensor } from "../tensor/tensor.ts";
+import { isAbsent, isOne } from "./absent.ts";
 import type { Call, Pullback } from "./tape.ts";
 
 /** What an op's entry is: its derivative, or null where there is none. */
@@ -251,11 +252,13 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
     null,
   ],
   linearCrossEntropyBackward: once("linearCrossEntropy"),
-  linearCrossEntropySum: ({ outputs: [, dhidden, dweight] }) => (dtotal) => [
-    ...runAll(linearCrossEntropySumBackwardOp, [dtotal, dhidden, dweight], {}),
-    null,
-    null,
-  ],
+  linearCrossEntropySum: ({ outputs: [, dhidden, dweight] }) => (dtotal, ...second) => {
+    if (!second.every(isAbsent)) once("linearCrossEntropy")()();
+    const scaled = isOne(dtotal)
+      ? [dhidden, dweight].map((x) => track(alias(x)))
+      : runAll(linearCrossEntropySumBackwardOp, [dtotal, dhidden, dweight], {});
+    return [...scaled, null, null];
+  },
   linearCrossEntropySumBackward: once("linearCrossEntropy"),
   // random
   split: null,

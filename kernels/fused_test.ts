@@ -180,6 +180,21 @@ Deno.test("crossEntropy() on the device takes infinite logits", async () => {
   await assertClose(crossEntropy(logits, labels, { reduction: "none" }), [Math.log(2), 0]);
 });
 
+Deno.test("rotaryEmbedding() on the device turns several heads a thread where there are enough", async () => {
+  for (const [H, dtype] of [[24, "f32"], [18, "bf16"], [3, "f32"]] as const) {
+    const x = draw(1, [2, 257, H, 96], dtype), angles = uniform(key(3, { backend: cpu() }), [257, 40], { max: 6 });
+    const tables = [cos(angles), sin(angles)].map((t) => t.dataSync());
+    await both(
+      (x) => {
+        const table = (i: number) => tensor(tables[i], { shape: [257, 40], backend: x.backend });
+        return rotaryEmbedding(x, table(0), table(1), { interleaved: H === 18 });
+      },
+      [x],
+      2,
+    );
+  }
+});
+
 Deno.test("rotaryEmbedding() on the device reads NaN outside its tables", async () => {
   const x = tensor([1, 2], { shape: [1, 1, 1, 2], backend: gpu }), table = tensor([[1]], { backend: gpu });
   const positions = cast(tensor([5], { backend: gpu }), "i32");

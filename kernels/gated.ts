@@ -33,7 +33,10 @@ const silu: Activation = {
 
 const gelu = (approximate: "none" | "tanh"): Activation => ({
   name: `geglu_${approximate}`,
-  value: (a) => geluExpression(approximate)([a], "f32", "f32"),
+  value: (a, dtype) =>
+    approximate === "tanh" && isPacked(dtype)
+      ? `(${a} * ${sigmoid(`(${Math.sqrt(8 / Math.PI)} * ${a} * fma(0.044715 * ${a}, ${a}, 1.0))`, dtype)})`
+      : geluExpression(approximate)([a], "f32", "f32"),
   both: (dtype) =>
     approximate === "none"
       // Φ(a) by the function that x·Φ(x) uses, so that its lower tail keeps its digits.

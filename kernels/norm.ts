@@ -14,7 +14,6 @@
  */
 import type { DType } from "../tensor/dtype.ts";
 import { sizeOf } from "../tensor/shape.ts";
-import { globalIndex, gridFor } from "./elementwise.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
 import {
@@ -34,7 +33,7 @@ import {
   walkRows,
   writeRow,
 } from "./rows.ts";
-import { pack4, roundingFunctions, storageType, storageType4 } from "./storage.ts";
+import { roundingFunctions } from "./storage.ts";
 
 /** Statements for each element of a load. */
 const forEach = (values: readonly string[], f: (x: string, j: number) => string): string => values.map(f).join(" ");
@@ -235,23 +234,38 @@ ${rowEntry} {
   });
 };
 
-/** The sum of partial sums, column by column, in order. */
+/** The sum of partial sums, column by column: 8 slices of them side by side, then the slices in order. */
 const sumSplits = (output: DType, vec: 1 | 4): Kernel =>
   kernel(`norm_splits_v${vec}_${output}`, {
     reads: { x: vec === 4 ? "vec4f" : "f32" },
-    writes: { y: vec === 4 ? storageType4(output) : storageType(output) },
+    writes: { y: rowType(output, { vec }) },
     uniforms: { loads: "u32", splits: "u32" },
-  }, () =>
-    `${roundingFunctions(output)}
-@compute @workgroup_size(256) fn main(
-  @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
-) {
-  let t = ${globalIndex};
-  if (t >= u.loads) { return; }
-  var sum = x[t];
-  for (var i = 1u; i < u.splits; i++) { sum += x[i * u.loads + t]; }
-  y[t] = ${vec === 4 ? pack4(output, each(4, (j) => `sum[${j}]`)) : "sum"};
-}`);
+  }, () => {
+    const type = vec === 4 ? "vec4f" : "f32";
+    return `${roundingFunctions(output)}
+var<workgroup> part: array<${type}, 256>;
+${rowEntry} {
+  let column = group.x * ${width}u + me % ${width}u;
+  let slice = me / ${width}u;
+  let inside = column < u.loads;
+  var sum = ${type}();
+  if (inside) {
+    for (var i = slice; i < u.splits; i += ${4 * height}u) {
+      ${
+      each(4, (k) => `let i${k} = i + ${k * height}u; let v${k} = x[min(i${k}, u.splits - 1u) * u.loads + column];`)
+        .join("\n      ")
+    }
+      ${each(4, (k) => `sum += select(${type}(), v${k}, i${k} < u.splits);`).join(" ")}
+    }
+  }
+  part[me] = sum;
+  workgroupBarrier();
+  if (slice == 0u && inside) {
+    ${each(height - 1, (k) => `sum += part[me + ${(k + 1) * width}u];`).join(" ")}
+    ${writeRow(output, { vec }, "y", "column", vec === 4 ? each(4, (j) => `sum[${j}]`) : ["sum"])}
+  }
+}`;
+  });
 
 /** The view to write, and what brings it into y: a cast where rows of a packed type would share words. */
 function target(call: Lowering<unknown>, y: View, tile: Pick<RowTile, "vec">): { to: View; finish: () => void } {
@@ -269,8 +283,9 @@ interface Rows {
   readonly uniforms: { rows: number; loads: number; inverse: number };
 }
 
-function rowsOf(call: Lowering<unknown>, x: View): Rows | null {
-  const n = x.shape.at(-1)!, rows = sizeOf(x.shape.slice(0, -1)), tile = pickRows(x.dtype, n);
+/** How x is walked; `widest` limits its loads where a lane keeps more than one row of numbers. */
+function rowsOf(call: Lowering<unknown>, x: View, widest: 4 | 8): Rows {
+  const n = x.shape.at(-1)!, rows = sizeOf(x.shape.slice(0, -1)), tile = pickRows(widest === 4 ? "f32" : x.dtype, n);
   const grid = rowGrid(tile, rows, call.capabilities.maxWorkgroups);
   return { n, rows, tile, grid, uniforms: { rows, loads: n / tile.vec, inverse: 1 / Math.max(1, n) } };
 }
@@ -278,7 +293,7 @@ function rowsOf(call: Lowering<unknown>, x: View): Rows | null {
 /** RMSNorm, with or without a residual. */
 export function lowerRmsNorm(call: Lowering<{ eps: number }>): void {
   const [weight, x, res] = call.inputs.map((v) => call.dense(v, 8)), [y, scales, total] = call.outputs;
-  const { tile, grid, uniforms } = rowsOf(call, x)!, { vec } = tile;
+  const { tile, grid, uniforms } = rowsOf(call, x, 8), { vec } = tile;
   const out = target(call, y, tile), sum = total === undefined ? undefined : target(call, total, tile);
   call.dispatch(
     rmsNorm(x.dtype, tile, res !== undefined),
@@ -299,7 +314,7 @@ export function lowerRmsNorm(call: Lowering<{ eps: number }>): void {
 /** LayerNorm. */
 export function lowerLayerNorm(call: Lowering<{ eps: number }>): void {
   const [x, weight, bias] = call.inputs.map((v) => call.dense(v, 8)), [y, means, scales] = call.outputs;
-  const { tile, grid, uniforms } = rowsOf(call, x)!, { vec } = tile, out = target(call, y, tile);
+  const { tile, grid, uniforms } = rowsOf(call, x, 8), { vec } = tile, out = target(call, y, tile);
   const places = { x: x.offset / vec, weight: weight.offset / vec, bias: bias.offset / vec };
   const values = { ...uniforms, ...places, eps: call.params.eps };
   call.dispatch(layerNorm(x.dtype, tile), [x, weight, bias, out.to, means, scales], values, grid);
@@ -319,34 +334,39 @@ function backward(
   dx: View,
   sums: readonly View[],
 ): void {
-  const { n, rows, tile, grid, uniforms } = rowsOf(call, x)!, { vec } = tile;
-  const places = {
+  const { n, rows, tile, grid, uniforms } = rowsOf(call, x, 4);
+  const placesOf = (vec: number) => ({
     dy: dy.offset / vec,
     x: x.offset / vec,
     weight: weight.offset / vec,
     scales: scales.offset,
     means: means?.offset ?? 0,
     more: (more?.offset ?? 0) / vec,
-  };
+  });
   const given = (...views: (View | undefined)[]) => views.filter((v) => v !== undefined);
   if (n > 0 && rows > 0) {
     const out = target(call, dx, tile);
     const kernel = backwardRows(name, x.dtype, tile, more !== undefined);
-    call.dispatch(kernel, given(dy, x, weight, scales, means, more, out.to), { ...uniforms, ...places }, grid);
+    call.dispatch(
+      kernel,
+      given(dy, x, weight, scales, means, more, out.to),
+      { ...uniforms, ...placesOf(tile.vec) },
+      grid,
+    );
     out.finish();
   }
   if (n === 0) return;
-  const across = Math.ceil(n / vec / width);
+  const narrow = pickVec("f32", [n]), across = Math.ceil(n / narrow / width); // wider loads would want too many sums a lane
   const wanted = Math.max(1, Math.min(Math.ceil(enoughGroups / across), Math.ceil(rows / height)));
   const chunk = Math.max(1, Math.ceil(rows / wanted)), splits = Math.max(1, Math.ceil(rows / chunk));
   const parts = sums.map(() => call.temporary([splits, n], "f32"));
-  const kernel = backwardColumns(name, x.dtype, vec);
-  const values = { ...places, rows, loads: n / vec, chunk };
+  const kernel = backwardColumns(name, x.dtype, narrow);
+  const values = { ...placesOf(narrow), rows, loads: n / narrow, chunk };
   call.dispatch(kernel, given(dy, x, scales, means, ...parts), values, [across, splits, 1]);
   sums.forEach((y, i) => {
     const vec = pickVec("f32", [n]) as 1 | 4, out = target(call, y, { vec });
-    const grid = gridFor(n / vec, call.capabilities.maxWorkgroups);
-    call.dispatch(sumSplits(out.to.dtype, vec), [parts[i], out.to], { loads: n / vec, splits }, grid);
+    const groups = [Math.ceil(n / vec / width), 1, 1] as const;
+    call.dispatch(sumSplits(out.to.dtype, vec), [parts[i], out.to], { loads: n / vec, splits }, groups);
     out.finish();
   });
 }
