@@ -40,7 +40,8 @@ export interface AttentionMemory {
 
 /**
  * The bytes that a forward call of attention allocates, as `memory()` counts them on a WebGPU backend (on the CPU 16-bit
- * numbers take 4 bytes, bools 1). The naive way grows with B·H·Sq·Sk, flash with B·H·Sq.
+ * numbers take 4 bytes, bools 1). In 16 bits, sizes that are no multiple of 4 may pass through f32 copies, which are not
+ * counted here. The naive way grows with B·H·Sq·Sk, flash with B·H·Sq.
  *
  * @returns the terms at the peak, their sum, and what a backward walk keeps
  * @throws {ValueError} when a size is no whole number of at least 1, or there is no such algorithm

@@ -1,23 +1,44 @@
 import assert from "node:assert/strict";
-import { attentionMemory, cpu, flashAttention, naiveAttention, setBackend, zeros } from "../mod.ts";
+import {
+  attentionMemory,
+  type Backend,
+  cpu,
+  type DType,
+  flashAttention,
+  naiveAttention,
+  webgpu,
+  zeros,
+} from "../mod.ts";
+import { needAdapter } from "../testing/laws/adapter.ts";
 
-/** How far the CPU's memory rises in a call. */
-function risen(f: typeof flashAttention, B: number, S: number, Sk: number, H: number, D: number, Dv: number): number {
-  setBackend(cpu());
-  using q = zeros([B, S, H, D]), k = zeros([B, Sk, H, D]), v = zeros([B, Sk, H, Dv]);
-  f(q, k, v).dispose(); // constants are made once
-  const before = cpu().memory().current;
-  cpu().resetPeak();
-  f(q, k, v).dispose();
-  return cpu().memory().peak - before;
+const problems = [[2, 64, 64, 3, 8, 8], [1, 300, 256, 4, 64, 64], [1, 40, 92, 2, 15, 8], [1, 8, 8, 2, 128, 128]];
+
+/** Asserts that memory rises in a call as far as predicted. */
+async function assertRises(backend: Backend, dtype: DType, causal: boolean): Promise<void> {
+  for (const [B, S, Sk, H, D, Dv] of problems) {
+    const sizes = { batch: B, seqlen: S, seqlenK: Sk, heads: H, headDim: D, valueDim: Dv, dtype, causal };
+    const shapes = [[B, S, H, D], [B, Sk, H, D], [B, Sk, H, Dv]];
+    const [q, k, v] = shapes.map((shape) => zeros(shape, { dtype, backend }));
+    for (const [algorithm, f] of [["naive", naiveAttention], ["flash", flashAttention]] as const) {
+      f(q, k, v, { causal }).dispose(); // constants are made once
+      await backend.synchronize();
+      const before = backend.memory().current;
+      backend.resetPeak();
+      f(q, k, v, { causal }).dispose();
+      const { peak } = attentionMemory({ algorithm, ...sizes });
+      assert.equal(backend.memory().peak - before, peak, `${algorithm} ${dtype} ${[B, S, Sk, H, D, Dv]}`);
+    }
+    for (const x of [q, k, v]) x.dispose();
+  }
 }
 
-Deno.test("attentionMemory() is what the calls allocate at their peak", () => {
-  for (const [B, S, Sk, H, D, Dv] of [[2, 64, 64, 3, 8, 8], [1, 40, 90, 2, 16, 5], [1, 8, 8, 2, 128, 128]]) {
-    const sizes = { batch: B, seqlen: S, seqlenK: Sk, heads: H, headDim: D, valueDim: Dv };
-    const predicted = (algorithm: "naive" | "flash") => attentionMemory({ algorithm, ...sizes }).peak;
-    assert.equal(risen(naiveAttention, B, S, Sk, H, D, Dv), predicted("naive"));
-    assert.equal(risen(flashAttention, B, S, Sk, H, D, Dv), predicted("flash"));
+Deno.test("attentionMemory() is what the calls allocate at their peak on the CPU", () =>
+  assertRises(cpu(), "f32", false));
+
+Deno.test("attentionMemory() is what the calls allocate at their peak on WebGPU, causal and in 16 bits too", async () => {
+  const backend = await needAdapter(webgpu());
+  for (const dtype of ["f32", "f16"] as const) {
+    for (const causal of [false, true]) await assertRises(backend, dtype, causal);
   }
 });
 
