@@ -5,8 +5,8 @@
  *   t0 = mul(a, b);  t1 = sigmoid(t0);  y = add(t1, c)      three kernels, two values that go to memory and back
  *   y = fused(a, b, c)                                      one kernel
  *
- * Results stay the same to the bit: each step rounds to its dtype, and is hidden from the compiler by a zero that it
- * does not know of, or it would multiply and add in one operation with one rounding.
+ * Results stay the same to the bit: each step rounds to its dtype, and takes its operands through a zero that the
+ * compiler does not know of. It would else multiply and add with one rounding, and make x / x a 1.
  */
 import type { DType } from "../tensor/dtype.ts";
 import { isDense, type Layout, sameShape, type Shape, stridesOf } from "../tensor/shape.ts";
@@ -118,13 +118,18 @@ class Group {
         const input = { buffer: buffers[j], layout: relayout(own, shape)!, dtype: elementwise.inputs[j] };
         return `x${this.inputs.findIndex((known) => sameInput(known, input))}`;
       });
-      const text = elementwise.expression(args, elementwise.inputs[0], elementwise.output);
+      const n = ops.push(elementwise.name) - 1;
+      const operands = args.map((arg, j) => {
+        if (computeType(elementwise.inputs[j]) !== "f32") return arg;
+        const operand = `${String.fromCharCode(97 + j)}${n}`;
+        lines.push(`let ${operand} = bitcast<f32>(bitcast<u32>(${arg}) ^ (u.zero & ${8 * n + j + 1}u));`);
+        return operand;
+      });
+      const text = elementwise.expression(operands, elementwise.inputs[0], elementwise.output);
       const isLast = i === this.members.at(-1);
       if (!isLast && isPacked(elementwise.output)) packed.add(elementwise.output);
-      const step = `t${ops.length}`;
-      lines.push(isLast ? `return ${text};` : `let ${step} = ${rounded(elementwise.output, text)};`);
-      steps.set(buffers.at(-1)!, step);
-      ops.push(elementwise.name);
+      lines.push(isLast ? `return ${text};` : `let t${n} = ${rounded(elementwise.output, text)};`);
+      steps.set(buffers.at(-1)!, `t${n}`);
     }
     packed.delete(output); // whose functions the kernel has already
     const parameters = this.inputs.map(({ dtype }, i) => `x${i}: ${computeType(dtype)}`).join(", ");
@@ -137,12 +142,10 @@ fn fused(${parameters}) -> ${computeType(output)} {
   }
 }
 
-/** A step's value as memory would give it back, and as the compiler must take it. */
+/** A step's value as memory would give it back. */
 function rounded(dtype: DType, text: string): string {
-  if (dtype === "f32") return `bitcast<f32>(bitcast<u32>(${text}) ^ u.zero)`;
-  if (dtype === "bf16") return `bitcast<f32>((ft_bf16(${text}) << 16u) ^ u.zero)`;
-  if (dtype === "f16") return `unpack2x16float(ft_f16(${text}) ^ u.zero).x`;
-  return text;
+  if (dtype === "bf16") return `bitcast<f32>(ft_bf16(${text}) << 16u)`;
+  return dtype === "f16" ? `unpack2x16float(ft_f16(${text})).x` : text;
 }
 
 const numbers = new Map<string, number>();

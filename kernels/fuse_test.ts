@@ -59,6 +59,14 @@ Deno.test("a product and a sum in one kernel keep both roundings", async () => {
   assert.deepEqual(await same((a, b, c) => sub(c, mul(mul(a, b), mul(b, c))), x, y, z), ["fused"]);
 });
 
+Deno.test("a fused step does not know that its operands are equal, or shared with another step", async () => {
+  const x = normal(15, [64, 100]), y = normal(16, [64, 100]);
+  assert.deepEqual(await same((a, b) => neg(div(mul(a, b), mul(a, b))), x, y), ["fused"]);
+  assert.deepEqual(await same((a) => neg(div(a, a)), x), ["fused"]);
+  assert.deepEqual(await same((a, b) => add(div(a, b), div(b, b)), x, y), ["fused"]);
+  assert.deepEqual(await same((a, b) => add(tanh(div(a, b)), exp(div(b, a))), x, y), ["fused"]);
+});
+
 Deno.test("fused steps round to 16 bits where the plain ones do", async () => {
   for (const dtype of ["bf16", "f16"] as const) {
     const x = normal(6, [513], dtype), y = normal(7, [513], dtype);
