@@ -124,6 +124,7 @@ Deno.test("a replayed training step makes no buffer and no bind group", async ()
   const [{ dispatches }] = step.recordings;
   assert(dispatches > 10 && dispatches < 60, `${dispatches} dispatches`);
   setBackend(shared);
+  gpu.dispose();
 });
 
 Deno.test("results of one call outlive the next, and free their bytes when they are disposed", async () => {

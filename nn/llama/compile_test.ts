@@ -96,4 +96,5 @@ Deno.test("a compiled training step makes no buffer, binds nothing anew, and hol
   }
   assert.equal(gpu.memory().current, current);
   dispose([now.params, now.state.m, now.state.v, now.state.step, keys, counts]);
+  gpu.dispose();
 });
