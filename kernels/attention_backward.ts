@@ -18,11 +18,15 @@
  *       4×4 a thread, 2 chunks a barrier: 32×64, 21 KiB                                        22.2 / 23.1
  *   v2  dP beside S in registers, P and dS pass a chunk at a time; 64×64 throughout:
  *       4×4 a thread, 2 chunks a barrier, 17 KiB                                               27.5 / 27.7
- *       8×4 a thread, 12 KiB                                                                   25.7 / 29.8  ◀ queries
- *       4×8 a thread, 12 KiB                                                                   27.8 / 29.3  ◀ keys
+ *       8×4 a thread, 12 KiB                                                                   25.7 / 29.8
+ *       4×8 a thread, 12 KiB                                                                   27.8 / 29.3
  *       8×8 a thread: 64×128, 12 KiB                                                           26.7 / 28.9 (128×64)
  *       the same with 2 chunks a barrier, 25 KiB                                               21.0 / 22.0
- * All together 6.3 ms, 20.4 TFLOP/s as counted.
+ *   v3  operands turned while stored, outer products: 8×4 a thread, 64×64, 8 KiB               29.9 / 31.5  ◀ keys
+ *       8×8 a thread, 128×64, 12 KiB                                                           30.0 / 33.4  ◀ queries
+ *       4×4 a thread, chunks of 32: 27.2 / –; 256×64, chunks of 32, 40 KiB: – / 33.8
+ *       the next chunk loaded early: 26.4 / 31.6
+ * All together 5.8 ms, 22 TFLOP/s as counted; causal (29.3 / 30.8) 3.0 ms, 21. D 128: 30.3 / 37.1, 256: 30.3 / 34.0.
  */
 import {
   type AttentionCapabilities,
@@ -63,11 +67,12 @@ import {
   visible,
 } from "./attention_options.ts";
 import {
+  columnOf,
   dotProduct,
   four,
   mixProduct,
-  type ProductLayout,
-  productLayout,
+  rowOf,
+  tileMemory,
   type TileRows,
   workgroupBytes,
 } from "./attention_tiles.ts";
@@ -92,18 +97,13 @@ export interface AttentionBackwardParams {
   readonly dBias: boolean;
 }
 
-function layoutOf({ tile, headDim, valueDim }: AttentionBackwardParams): ProductLayout {
-  const chunks = [
-    Math.ceil(headDim / tile.depth),
-    Math.ceil(valueDim / tile.depth),
-    tile.tx * tile.columns / tile.depth,
-  ];
-  return productLayout(tile, chunks, outsOf(tile, Math.max(headDim, valueDim)));
+function outsMost({ tile, headDim, valueDim }: AttentionBackwardParams): number {
+  return outsOf(tile, Math.max(headDim, valueDim));
 }
 
 /** Bytes of workgroup memory that a kernel of these parameters takes. */
 export function attentionBackwardMemory(params: AttentionBackwardParams): number {
-  return workgroupBytes(params.tile, layoutOf(params), false);
+  return workgroupBytes(params.tile, outsMost(params), false);
 }
 
 function nameOf(kind: string, params: AttentionBackwardParams): string {
@@ -148,7 +148,7 @@ function preamble(
   params: AttentionBackwardParams,
   outputs: readonly (readonly [name: string, size: number])[],
 ): string {
-  const { tile, headDim, valueDim, q, k, v, dOut, grad, features } = params, { laneRows, width } = layoutOf(params);
+  const { tile, headDim, valueDim, q, k, v, dOut, grad, features } = params;
   return `
 ${operandReader("q", q, headDim)}
 ${operandReader("k", k, headDim)}
@@ -157,7 +157,7 @@ ${operandReader("dOut", dOut, valueDim)}
 ${writerFunctions(grad)}
 ${outputs.map(([name, size]) => operandWriter(name, denseOperand(grad, size), size)).join("\n")}
 ${featureFunctions(features)}
-var<workgroup> tile: array<array<vec4f, ${width}>, ${laneRows}>;
+${tileMemory(tile, outsMost(params))}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let tx = li % ${tile.tx}u; let ty = li / ${tile.tx}u;`;
@@ -194,11 +194,11 @@ export function attentionBackwardKeys(params: AttentionBackwardParams): Kernel {
 function keysBody(params: AttentionBackwardParams): string {
   const { tile, headDim, valueDim, features, longFirst } = params;
   const { tx, ty, rows, columns } = tile;
-  const products = layoutOf(params), outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
+  const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
   const keyTile = ty * rows, queryTile = tx * columns;
   const { q, k, v, dOut } = operands(params);
-  const key = (r: number): string => `(k0 + ty * ${rows}u + ${r}u)`;
-  const query = (c: number): string => `(q0 + (tx + ${(c >> 2) * tx}u) * 4u + ${c & 3}u)`;
+  const key = (r: number): string => `(k0 + ${rowOf(tile, r)})`;
+  const query = (c: number): string => `(q0 + ${columnOf(tile, c)})`;
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
   const zeros = (name: string, outs: number): string =>
     perRow((r) => each(outs, (e) => `var ${name}${r}_${e} = vec4f();`).join(" "));
@@ -213,7 +213,7 @@ function keysBody(params: AttentionBackwardParams): string {
         each(
           rows / 4,
           (half) =>
-            `{ let i = ${query(c)}; let j4 = (k0 + ty * ${rows}u) / 4u + ${half}u; ${
+            `{ let i = ${query(c)}; let j4 = k0 / 4u + ty + ${half * ty}u; ${
               dropoutText("i", "j4")
             } kept${half} |= dot(vec4u(kept), vec4u(1u, ${2 ** columns}u, ${4 ** columns}u, ${
               8 ** columns
@@ -262,8 +262,8 @@ function keysBody(params: AttentionBackwardParams): string {
     for (var q0 = queryFrom; q0 < queryTo; q0 += ${queryTile}u) {
       ${clear("var g")}
       ${clear("var s")}
-      ${dotProduct(tile, products, "g", v, dOut)}
-      ${dotProduct(tile, products, "s", k, q, " * u.scale")}
+      ${dotProduct(tile, "g", v, dOut)}
+      ${dotProduct(tile, "s", k, q, " * u.scale")}
       ${
     each(columns, (c) =>
       `let stats${c} = select(vec2f(1e30f, 0.0f), rowStats[lseAt + min(${query(c)}, sq - 1u)], ${query(c)} < sq);`)
@@ -272,8 +272,8 @@ function keysBody(params: AttentionBackwardParams): string {
       let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
       ${drops}
       ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
-      ${mixProduct(tile, products, "g", dOut, outsV, "y", `min(${queryTile}u, queryTo - q0)`)}
-      ${mixProduct(tile, products, "s", q, outsK, "x", `min(${queryTile}u, queryTo - q0)`)}
+      ${mixProduct(tile, "g", dOut, outsV, "y", `min(${queryTile}u, queryTo - q0)`)}
+      ${mixProduct(tile, "s", q, outsK, "x", `min(${queryTile}u, queryTo - q0)`)}
     }
   }
   ${
@@ -305,11 +305,11 @@ export function attentionBackwardQueries(params: AttentionBackwardParams): Kerne
 function queriesBody(params: AttentionBackwardParams): string {
   const { tile, headDim, features, longFirst, dBias } = params;
   const { tx, ty, rows, columns } = tile;
-  const products = layoutOf(params), outsK = outsOf(tile, headDim);
+  const outsK = outsOf(tile, headDim);
   const queryTile = ty * rows, keyTile = tx * columns;
   const { q, k, v, dOut } = operands(params);
-  const query = (r: number): string => `(q0 + ty * ${rows}u + ${r}u)`;
-  const key = (c: number): string => `(k0 + (tx + ${(c >> 2) * tx}u) * 4u + ${c & 3}u)`;
+  const query = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
+  const key = (c: number): string => `(k0 + ${columnOf(tile, c)})`;
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
   const clear = (name: string): string => perRow((r) => each(columns, (c) => `${name}${r}_${c} = 0.0f;`).join(" "));
   const gradients = (r: number, n: number): string =>
@@ -360,11 +360,11 @@ function queriesBody(params: AttentionBackwardParams): string {
   for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
     ${clear("var g")}
     ${clear("var s")}
-    ${dotProduct(tile, products, "g", dOut, v)}
-    ${dotProduct(tile, products, "s", q, k, " * u.scale")}
+    ${dotProduct(tile, "g", dOut, v)}
+    ${dotProduct(tile, "s", q, k, " * u.scale")}
     let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
     ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
-    ${mixProduct(tile, products, "s", k, outsK, "x", `min(${keyTile}u, keyTo - k0)`)}
+    ${mixProduct(tile, "s", k, outsK, "x", `min(${keyTile}u, keyTo - k0)`)}
   }
   ${
     perRow((r) =>
@@ -413,31 +413,39 @@ export function pickAttentionBackward(
     }
     throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
   };
-  const { keys, queries } = backwardTiles(capabilities, Math.max(headDim, valueDim));
+  const { keys, queries } = backwardTiles(capabilities, shape, features.window);
   return { keys: choose(keys, false), queries: choose(queries, dBias) };
 }
 
-/** Tiles to try for both kernels, best first. */
+/** Tiles to try for both kernels, best first; few workgroups are spread over smaller tiles. */
 function backwardTiles(
   { subgroupSize }: AttentionCapabilities,
-  dim: number,
+  { batch, heads, seqlenQ, seqlenK, headDim, valueDim }: AttentionShape,
+  window: boolean,
 ): { keys: AttentionTile[]; queries: AttentionTile[] } {
-  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16, stage = 1): AttentionTile => ({
+  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
     tx,
     ty,
     rows,
     columns,
     depth,
-    stage,
-    batch: 4,
   });
+  const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
-  if (subgroupSize > 0 && subgroupSize < 16) return { keys: last, queries: last };
-  if (dim <= 64) return { keys: [tile(16, 16, 4, 4, 16, 2), ...last], queries: [tile(16, 8, 8, 4), ...last] };
-  if (dim <= 128) {
-    return { keys: [tile(16, 8, 8, 4), ...last], queries: [tile(16, 16, 8, 8, 16, 2), tile(16, 8, 4, 8), ...last] };
+  if (subgroupSize > 0 && subgroupSize < 16) { // a software adapter: the large text takes seconds to compile
+    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 22 && dim <= 128 ? [tile(8, 8, 8, 8, 32)] : [];
+    return { keys: [...worth, ...last], queries: [...worth, ...last] };
   }
-  return { keys: [tile(32, 4, 4, 8), ...last], queries: [tile(32, 8, 4, 8), ...last] };
+  const best = dim <= 64
+    ? { keys: [tile(16, 8, 8, 4)], queries: [many && !window ? tile(8, 16, 8, 8) : tile(16, 8, 8, 4)] }
+    : dim <= 96
+    ? { keys: [tile(8, 16, 4, 8)], queries: [tile(8, 16, 8, 8)] }
+    : dim <= 128
+    ? { keys: [tile(16, 8, 8, 4)], queries: [...(many ? [tile(16, 16, 8, 8, 32)] : []), tile(16, 8, 8, 8)] }
+    : dim <= 192
+    ? { keys: [tile(16, 8, 4, 8)], queries: [tile(16, 8, 8, 8)] }
+    : { keys: [tile(32, 4, 8, 4)], queries: [tile(32, 4, 8, 8)] };
+  return { keys: [...best.keys, ...last], queries: [...best.queries, ...last] };
 }
 
 /** Workgroups and uniforms of the four kernels of a call. */

@@ -36,12 +36,8 @@ export interface AttentionTile {
   readonly rows: number;
   /** Score columns a thread owns: 4 or 8. */
   readonly columns: number;
-  /** Length of one chunk of the common axis: 8 or 16. */
+  /** Length of one chunk of the common axis: 8, 16 or 32. */
   readonly depth: number;
-  /** Most chunks loaded between two barriers. */
-  readonly stage: number;
-  /** Most vec4f that a thread loads before it stores the first of them: registers against waiting. */
-  readonly batch: number;
 }
 
 /** The options whose code a kernel contains; what they are set to comes through uniforms and storage. */
@@ -121,8 +117,8 @@ export function featuresName(features: AttentionFeatures): string {
 }
 
 /** Part of a kernel's name: the tile. */
-export function tileName({ tx, ty, rows, columns, depth, stage, batch }: AttentionTile): string {
-  return `${ty * rows}x${tx * columns}_t${ty}x${tx}_k${depth}x${stage}_b${batch}`;
+export function tileName({ tx, ty, rows, columns, depth }: AttentionTile): string {
+  return `${ty * rows}x${tx * columns}_t${ty}x${tx}_k${depth}`;
 }
 
 /** Part of a kernel's name: one operand. */

@@ -14,9 +14,10 @@
  * Versions, TB/s with one batch row / B64 with 1,024 keys each, the combining kernel included:
  *   v1  groups joined row by row, each thread scanning them; 128 threads, 128 parts / 2     2.47 / 1.78
  *       64 threads                                                                          2.93 / 2.26
- *   v2  all rows joined between two barriers; 128 threads, 128 parts / 1                    2.89 / 3.02  ◀
- *       64 parts                                                                            3.13         ◀
+ *   v2  all rows joined between two barriers; 128 threads, 128 parts / 1                    2.91 / 3.06  ◀
+ *       64 parts                                                                            3.16         ◀
  *       64 threads                                                                          2.07 / 2.21
+ *       rows joined two at a time: 3.07 / 2.89
  *   2 or 8 keys a step instead of 4: 2.0 to 2.4; 16 lanes a key 1.1, 4 lanes 2.6; 8 bytes a load 2.4
  * f32: 3.4. D 128: 2.7. Group of 1: 3.7; of 8: 1.6, bound by arithmetic.
  */

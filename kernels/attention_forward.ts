@@ -4,24 +4,26 @@
  *                 keys ─▶ tiles of tx·columns, one after another
  *   queries   ┌────────────┐
  *      │      │ q·kᵀ       │  scores in registers ─▶ running max m, sum l ─▶ p = exp2(s − m), in registers
- *      ▼      │  (dotChunk)│
- *   one tile  └────────────┘  out·exp2(m_old − m) + p·v (mixChunk), in registers; divided by l once, at the end
+ *      ▼      │(dotProduct)│
+ *   one tile  └────────────┘  out·exp2(m_old − m) + p·v (mixProduct), in registers; divided by l once, at the end
  *   a workgroup
  *
  * q, k, v and p pass through workgroup memory a chunk of 16 at a time. A tile of keys that no query of the tile can see
  * is not loaded; one that all of them see skips the mask behind one uniform branch.
  *
- * Floor for f32 B4 H12 S2048 D64, full: 51.5 GFLOP. An H200 multiplies and adds 64 TFLOP/s in f32, but 8×8 blocks a thread
- * take as long to read their operands from workgroup memory, and a plain matmul on the same path reaches 30.
- * Versions, TFLOP/s full / causal (visible half counted), best of rounds with the clocks up:
- *   v0  4×8 a thread, dot(), q and p whole in workgroup memory, 48 KiB             13.2 / 10.1
- *   v1  8×8, fma chains, lane rows; q and p whole, 64×64 by 64 threads, 41 KiB     13.2
- *   v2  p whole, q again for every tile of keys, 33 KiB                            13.3   128×64, 45 KiB: 21.4
- *   v3  neither whole, 2 chunks a barrier, 16 KiB                                  24.7   256×64, 41 KiB: 33.2 / 27.2
- *   v4  1 chunk a barrier, 128×64 by 128 threads, 12 KiB                           32.2 / 28.8  ◀   64×64, 8 KiB: 32.4 / 27.8
- *   chunks of 8 instead of 16: 26.7 to 31.3; 512 rows: 17.2; 8×4 a thread 23 to 30, 4×8: 10
- * f16 and bf16 storage: 32.4 / 29.1. D 96: 28.3, 128: 33.9 / 30.4, 192: 32.1, 256: 29.8.
- * Every kilobyte of workgroup memory costs: it takes from the cache that feeds the loads.
+ * Floor for f32 B4 H12 S2048 D64, full: 51.5 GFLOP at the 63 TFLOP/s of the FMA units, 0.82 ms.
+ * Versions, H200, Deno's WebGPU, TFLOP/s full / causal (visible half counted), best of rounds with the clocks up:
+ *   v0  4×8 a thread, dot(), q and p whole in workgroup memory, 48 KiB              13.2 / 10.1
+ *   v1  8×8, chains of fma along d, q and p whole, 64×64 by 64 threads, 41 KiB      13.2
+ *   v2  p whole, q again for every tile of keys, 33 KiB                             13.3   128×64, 45 KiB: 21.4
+ *   v3  neither whole, 2 chunks a barrier, 16 KiB                                   24.7   256×64, 41 KiB: 33.2 / 27.2
+ *   v4  1 chunk a barrier, 128×64 by 128 threads, 12 KiB                            32.2 / 28.8   64×64, 8 KiB: 32.4 / 27.8
+ *       chunks of 8: 26.7 to 31.3; 512 rows: 17.2; 8×4 a thread 23 to 30, 4×8: 10
+ *   v5  operands turned while stored, outer products                                33.3 / 30.0  ◀   64×64: 31.0 / 27.2
+ *       256×64, chunks of 32, 40 KiB: 33.6; 128×64, chunks of 32, 24 KiB: 19.0; 8×4 a thread: 32.8
+ *       the next chunk loaded early: 32.0, 256×64: 34.2
+ * f16 and bf16 storage as f32. D 80: 33.2, 128: 35.7 / 30.4, 192: 38.6, 256: 34.5.
+ * Workgroups share some 48 KiB of a processor's memory here: 12 KiB of 128 threads let three run, 24 KiB one.
  */
 import {
   type AttentionCapabilities,
@@ -64,12 +66,13 @@ import {
   visible,
 } from "./attention_options.ts";
 import {
+  columnOf,
   dotProduct,
   mixProduct,
-  type ProductLayout,
-  productLayout,
   reduceRows,
+  rowOf,
   rowScratch,
+  tileMemory,
   type TileRows,
   workgroupBytes,
 } from "./attention_tiles.ts";
@@ -90,14 +93,9 @@ export interface AttentionForwardParams {
   readonly lastFirst: boolean;
 }
 
-function layoutOf({ tile, headDim, valueDim }: AttentionForwardParams): ProductLayout {
-  const chunks = [Math.ceil(headDim / tile.depth), tile.tx * tile.columns / tile.depth];
-  return productLayout(tile, chunks, outsOf(tile, valueDim));
-}
-
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
 export function attentionForwardMemory(params: AttentionForwardParams): number {
-  return workgroupBytes(params.tile, layoutOf(params), !params.subgroups);
+  return workgroupBytes(params.tile, outsOf(params.tile, params.valueDim), !params.subgroups);
 }
 
 /**
@@ -139,10 +137,10 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
 
 function body(params: AttentionForwardParams): string {
   const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst } = params;
-  const { tx, ty, rows, columns } = tile, products = layoutOf(params), { laneRows, width } = products;
+  const { tx, ty, rows, columns } = tile;
   const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
-  const row = (r: number): string => `(q0 + ty * ${rows}u + ${r}u)`;
-  const column = (c: number): string => `(k0 + (tx + ${(c >> 2) * tx}u) * 4u + ${c & 3}u)`;
+  const row = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
+  const column = (c: number): string => `(k0 + ${columnOf(tile, c)})`;
   const cells = (f: (r: number, c: number) => string): string[] =>
     each(rows, (r) => each(columns, (c) => f(r, c)).join(" "));
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
@@ -170,7 +168,7 @@ ${operandReader("v", v, valueDim)}
 ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
-var<workgroup> tile: array<array<vec4f, ${width}>, ${laneRows}>;
+${tileMemory(tile, outs)}
 ${rowScratch(threads(tile), rows, subgroups)}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
@@ -190,7 +188,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
   for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
     ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
-    ${dotProduct(tile, products, "s", queries, keysOf("k", headDim), " * u.scale")}
+    ${dotProduct(tile, "s", queries, keysOf("k", headDim), " * u.scale")}
     ${
     changesScores(features)
       ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
@@ -223,7 +221,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         .join("\n")
       : ""
   }
-    ${mixProduct(tile, products, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, keyTo - k0)`)}
+    ${mixProduct(tile, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, keyTo - k0)`)}
   }
   ${reduceRows(tx, subgroups, each(rows, (r) => `l${r}`), (a, b) => `${a} + ${b}`)}
   ${
@@ -303,27 +301,23 @@ function forwardTiles(
   { subgroupSize }: AttentionCapabilities,
   { batch, heads, seqlenQ, seqlenK, valueDim }: AttentionShape,
 ): AttentionTile[] {
-  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16, stage = 1): AttentionTile => ({
+  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
     tx,
     ty,
     rows,
     columns,
     depth,
-    stage,
-    batch: 4,
   });
-  const many = (rows: number): boolean => batch * heads * Math.ceil(seqlenQ / rows) >= 256;
+  const many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
   if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) { // a software adapter: the large text takes a second to compile
-    return [
-      ...(batch * heads * seqlenQ * seqlenK > 2 ** 21 ? [tile(8, 8, 8, 8, 8, 4)] : []),
-      tile(8, 8, 4, 4, 8),
-      last,
-    ];
+    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
+    return [...(worth ? [tile(8, 8, 8, 8, 32)] : []), tile(8, 8, 4, 4, 8), last];
   }
-  if (valueDim <= 64) return [...(many(128) ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
-  if (valueDim <= 128) return [...(many(128) ? [tile(16, 16, 8, 8, 16, 2)] : []), tile(16, 8, 8, 8), last];
-  if (valueDim <= 192) return [tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
+  if (valueDim <= 96) return [...(many ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
+  if (valueDim <= 192) {
+    return [...(many ? [tile(16, 16, 8, 8, 32)] : []), tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
+  }
   return [tile(32, 4, 8, 8), tile(32, 4, 8, 8, 8), last];
 }
 

@@ -95,7 +95,7 @@ Deno.test("an attention kernel's name changes with everything that its text depe
       ...storages.map((storage) => ({ ...base, [name]: { ...base[name], storage } })),
       { ...base, [name]: { ...base[name], vector: false } },
     ]),
-    ...(["tx", "ty", "rows", "columns", "depth", "stage", "batch"] as const).map((name) => ({
+    ...(["tx", "ty", "rows", "columns", "depth"] as const).map((name) => ({
       ...base,
       tile: { ...base.tile, [name]: base.tile[name] * 2 },
     })),

@@ -7,93 +7,42 @@
  *   scores[r][c] += A[r][d] · B[c][d]        (dotProduct: Q·Kᵀ, dO·Vᵀ)
  *   out[r][e]    += P[r][k] · B[k][e]        (mixProduct: P·V, dS·K, …)
  *
- * Both walk their common axis in chunks of `depth`. A chunk lies in workgroup memory as one short row for each lane
- * that reads it: `tile[lane][constant]`. The lane picks the row once, everything behind it is a constant offset, so
- * the bounds check that WebGPU adds to an index is paid once a chunk and not once a load; rows are padded to an odd
- * number of vec4f, so the lanes of a load fall into different banks. The left side's lanes come first, then the right side's.
+ * Both are sums of outer products along their common axis, which is walked in chunks of `depth`. A chunk lies in workgroup
+ * memory as `left[depth/4][4][rows/4][ty]` and `right[depth/4][4][…][tx]` of vec4f: four neighbours of the other axis in a
+ * vec4f, so that 4 + 4 loads of 16 bytes feed 4·64 multiplications of an 8×8 thread. All indices but the lane are constants
+ * where it counts, so the bounds check that WebGPU adds is paid once for all loads of a lane. Operands that lie the other
+ * way in memory are turned while they are stored, scores pass from registers; lanes are xor-ed with the place along the
+ * common axis, so that the stores of neighbouring threads fall into different banks.
  */
 import { type AttentionTile, threads } from "./attention_common.ts";
 import { each } from "./kernel.ts";
 
-/** Vec4f of one lane's row of workgroup memory. */
-function laneWidth({ rows, columns, depth }: AttentionTile, outs: number): number {
-  return Math.max(rows * depth / 4, columns * depth / 4, depth * outs) + 1;
+/** Bytes of workgroup memory: both sides of a chunk, and what reduces rows without subgroups. */
+export function workgroupBytes(tile: AttentionTile, outs: number, scratch: boolean): number {
+  const { tx, ty, rows, depth } = tile;
+  return depth * (rows / 4 * ty + quadsOf(tile, outs) * tx) * 16 + (scratch ? threads(tile) * rows * 4 : 0);
 }
 
-/** The largest number of chunks up to `most` that divides `chunks`. */
-function chunksPerStage(chunks: number, most: number): number {
-  for (let n = Math.min(most, chunks); n > 1; n--) if (chunks % n === 0) return n;
-  return 1;
+/** Declares the workgroup memory of the products. */
+export function tileMemory(tile: AttentionTile, outs: number): string {
+  const { tx, ty, rows, depth } = tile;
+  const side = (name: string, quads: number, lanes: number): string =>
+    `var<workgroup> ${name}: array<array<array<array<vec4f, ${lanes}>, ${quads}>, 4>, ${depth / 4}>;`;
+  return `${side("left", rows / 4, ty)}\n${side("right", quadsOf(tile, outs), tx)}`;
 }
 
-/** One vec4f on its way into workgroup memory. */
-interface Staged {
-  readonly load: string;
-  readonly store: string;
+function quadsOf({ columns }: AttentionTile, outs: number): number {
+  return Math.max(columns / 4, outs);
 }
 
-/**
- * Four-wide loads into the lane rows at `to`, for an operand whose rows are the tile's rows (`lanes` = ty) or its
- * columns (`lanes` = tx) and whose common axis runs along d: used by both operands of `dotChunk`.
- *
- * @param load vec4f expression for row `row` of the tile and vec4f `d4` of the chunk
- * @param id a letter that keeps names apart
- */
-function stageDot(
-  tile: AttentionTile,
-  side: "rows" | "columns",
-  id: string,
-  to: string,
-  load: (row: string, d4: string) => string,
-): Staged[] {
-  const { tx, ty, rows, columns, depth } = tile;
-  const k4 = depth / 4, count = (side === "rows" ? ty * rows : tx * columns) * k4, all = threads(tile);
-  const staged: Staged[] = [];
-  for (let i = 0; i * all < count; i++) {
-    const x = `${id}${i}`;
-    const partial = (i + 1) * all > count;
-    const load4 = [
-      `let ${x}_row = ${partial ? `min(li + ${i * all}u, ${count - 1}u)` : `(li + ${i * all}u)`} / ${k4}u;`,
-      `let ${x} = ${load(`${x}_row`, `(li % ${k4}u)`)};`,
-    ].join(" ");
-    const [lane, slot] = side === "rows"
-      ? [`${x}_row / ${rows}u`, `${x}_row % ${rows}u`]
-      : [`(${x}_row >> 2u) % ${tx}u`, `((${x}_row & 3u) + 4u * (${x}_row / ${4 * tx}u))`];
-    const store = `tile[${to} + ${lane}][${slot} * ${k4}u + li % ${k4}u] = ${x};`;
-    staged.push({ load: load4, store: partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store });
-  }
-  return staged;
+/** The tile's row that is row `r` of a thread. */
+export function rowOf({ ty }: AttentionTile, r: number): string {
+  return `(4u * ty + ${(r >> 2) * 4 * ty + (r & 3)}u)`;
 }
 
-/**
- * The same for an operand whose rows are the common axis: used by the right side of `mixChunk`.
- *
- * @param size vec4f of a row that exist; the lanes past it load nothing
- */
-function stageMix(
-  tile: AttentionTile,
-  outs: number,
-  size: number,
-  id: string,
-  to: string,
-  load: (row: string, d4: string) => string,
-): Staged[] {
-  const { tx, depth } = tile;
-  const width = Math.min(tx * outs, size), count = depth * width, all = threads(tile);
-  const staged: Staged[] = [];
-  for (let i = 0; i * all < count; i++) {
-    const x = `${id}${i}`;
-    const partial = (i + 1) * all > count;
-    const load4 = [
-      `let ${x}_at = ${partial ? `min(li + ${i * all}u, ${count - 1}u)` : `li + ${i * all}u`};`,
-      `let ${x} = ${load(`(${x}_at / ${width}u)`, `(${x}_at % ${width}u)`)};`,
-    ].join(" ");
-    const lane = `(${x}_at % ${width}u) % ${tx}u`;
-    const slot = `(${x}_at / ${width}u) * ${outs}u + (${x}_at % ${width}u) / ${tx}u`;
-    const store = `tile[${to} + ${lane}][${slot}] = ${x};`;
-    staged.push({ load: load4, store: partial ? `if (li + ${i * all}u < ${count}u) { ${store} }` : store });
-  }
-  return staged;
+/** The tile's column that is column `c` of a thread. */
+export function columnOf({ tx }: AttentionTile, c: number): string {
+  return `(4u * tx + ${(c >> 2) * 4 * tx + (c & 3)}u)`;
 }
 
 /** An operand's rows as the loads of a tile see them. */
@@ -111,187 +60,157 @@ export interface TileRows {
   readonly least?: string;
 }
 
-function exists(i: string, limit: string, least: string | undefined): string {
+/** One vec4f on its way into workgroup memory: where it comes from in a chunk, and where it goes. */
+interface Staged {
+  readonly name: string;
+  readonly load: (chunk: string) => string;
+  readonly store: string;
+}
+
+function exists(i: string, { limit, least }: TileRows): string {
   return `${i} < ${limit}${least === undefined ? "" : ` && ${i} >= ${least}`}`;
 }
 
-/**
- * What `stageDot` loads of an operand: chunk `chunk` of its rows, 0 past the last row and past the row's end. The index
- * is held inside the operand and the value replaced afterwards, so that no load waits for a branch.
- */
-function dotLoad({ depth }: AttentionTile, { name, size, start, first, limit, least }: TileRows, chunk: string) {
-  const size4 = Math.ceil(size / 4), exact = size4 % (depth / 4) === 0;
-  return (row: string, d: string): string => {
-    const d4 = `(${chunk} * ${depth / 4}u + ${d})`, i = `(${first} + ${row})`;
-    const value = `${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${exact ? d4 : `min(${d4}, ${size4 - 1}u)`})`;
-    return `select(vec4f(), ${value}, ${exists(i, limit, least)}${exact ? "" : ` && ${d4} < ${size4}u`})`;
-  };
+/** What lanes are xor-ed with at vec4f `d4` of the common axis: a turned operand's stores then meet every bank once. */
+function turnXor({ depth }: AttentionTile, lanes: number, d4: number): number {
+  return (d4 * 32 / depth) & (lanes - 1);
 }
 
-/** What `stageMix` loads of an operand: rows of chunk `chunk`, 0 past the last one. */
-function mixLoad({ depth }: AttentionTile, { name, start, first, limit, least }: TileRows, chunk: string) {
-  return (row: string, d4: string): string => {
-    const i = `(${first} + ${chunk} * ${depth}u + ${row})`;
-    return `select(vec4f(), ${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${d4}), ${exists(i, limit, least)})`;
-  };
-}
-
-/** The loads and stores of a stage, `batch` loads under way together. */
-function stages({ batch }: AttentionTile, parts: readonly Staged[][]): string {
-  const all = parts.flat();
-  return each(Math.ceil(all.length / batch), (n) => {
-    const some = all.slice(n * batch, (n + 1) * batch);
-    return [...some.map(({ load }) => load), ...some.map(({ store }) => store)].join("\n");
-  }).join("\n");
-}
-
-/** One chunk of scores += A·Bᵀ: `${s}${r}_${c}` scalars, lane rows `a` and `b` of workgroup memory. */
-function dotChunk({ rows, columns, depth }: AttentionTile, s: string, a: string, b: string): string[] {
-  return each(depth / 4, (d) =>
-    [
-      "{",
-      ...each(rows, (r) => `let a${r} = tile[${a}][${r * depth / 4 + d}];`),
-      ...each(columns, (c) =>
-        [
-          `{ let b = tile[${b}][${c * depth / 4 + d}];`,
-          ...["x", "y", "z", "w"].flatMap((x) =>
-            each(rows, (r) => `${s}${r}_${c} = fma(a${r}.${x}, b.${x}, ${s}${r}_${c});`)
-          ),
-          "}",
-        ].join(" ")),
-      "}",
-    ].join("\n"));
-}
-
-/** One chunk of out += P·B: `${o}${r}_${e}` vec4f, lane rows `a` and `b` of workgroup memory. */
-function mixChunk({ rows, depth }: AttentionTile, outs: number, o: string, a: string, b: string): string[] {
-  return each(depth / 4, (d) =>
-    [
-      "{",
-      ...each(rows, (r) => `let a${r} = tile[${a}][${r * depth / 4 + d}];`),
-      ...["x", "y", "z", "w"].flatMap((x, i) =>
-        each(outs, (e) =>
-          [
-            `{ let b = tile[${b}][${(d * 4 + i) * outs + e}];`,
-            ...each(rows, (r) => `${o}${r}_${e} = fma(vec4f(a${r}.${x}), b, ${o}${r}_${e});`),
-            "}",
-          ].join(" "))
-      ),
-      "}",
-    ].join("\n"));
-}
-
-/** A thread's four scores of row `r` and column group `group` as one vec4f. */
-export function four(name: string, r: number, group: number): string {
-  return `vec4f(${each(4, (i) => `${name}${r}_${group * 4 + i}`).join(", ")})`;
+/** The same for scores on their way from registers. */
+function scoreXor({ ty }: AttentionTile, d4: number): number {
+  return (d4 * 4) & (ty - 1);
 }
 
 /**
- * Writes those of a thread's scores `${p}${r}_${c}` that belong to chunks `first` … `first + count − 1` of the tile's columns
- * as the left side of `mixChunk`, from lane row `to`.
+ * An operand of `dotProduct`, turned. The index of a load is held inside the operand and what lies past the end is
+ * replaced by 0 afterwards, so that no load waits for a branch.
  */
-function stageScores(
-  { tx, ty, rows, columns, depth }: AttentionTile,
-  p: string,
-  to: string,
-  first: string,
-  count: number,
-): string {
-  const k4 = depth / 4;
-  return each(columns / 4, (group) => {
-    const at = `(tx + ${group * tx}u)`, chunk = `(${at} / ${k4}u - ${first})`;
-    const stores = each(
-      rows,
-      (r) => `tile[${to} + ${chunk} * ${ty}u + ty][${r * k4}u + ${at} % ${k4}u] = ${four(p, r, group)};`,
-    );
-    // An unsigned difference below the first chunk wraps to a large number, so one comparison holds both ends.
-    return `if (${chunk} < ${count}u) {\n${stores.join("\n")}\n}`;
-  }).join("\n");
+function turned(tile: AttentionTile, side: "left" | "right", operand: TileRows, scale: string): Staged[] {
+  const { tx, ty, rows, columns, depth } = tile, { name, size, start, first, limit } = operand;
+  const lanes = side === "left" ? ty : tx, k4 = depth / 4, all = threads(tile), size4 = Math.ceil(size / 4);
+  const count = (side === "left" ? ty * rows : tx * columns) * k4, exact = size4 % k4 === 0;
+  return each(Math.ceil(count / all), String).map((n) => {
+    const at = Number(n) * all, partial = at + all > count, id = `${side}${n}`;
+    const d = `(li % ${k4}u)`, row = `(${partial ? `min(li + ${at}u, ${count - 1}u)` : `(li + ${at}u)`} / ${k4}u)`;
+    const i = `(${first} + ${row})`;
+    const lane = `(((${row} >> 2u) % ${lanes}u) ^ ((${d} * ${32 / depth}u) & ${lanes - 1}u))`;
+    const to = (c: number): string =>
+      `${side}[${d}][${c}][${row} / ${4 * lanes}u][${lane}][${row} & 3u] = ${id}[${c}];`;
+    const stores = each(4, to).join(" ");
+    return {
+      name: id,
+      load: (chunk) => {
+        const d4 = `(${chunk} * ${k4}u + ${d})`;
+        const value = `${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${exact ? d4 : `min(${d4}, ${size4 - 1}u)`})`;
+        return `select(vec4f(), ${value}${scale}, ${exists(i, operand)}${exact ? "" : ` && ${d4} < ${size4}u`})`;
+      },
+      store: partial ? `if (li + ${at}u < ${count}u) { ${stores} }` : stores,
+    };
+  });
 }
 
-/** Chunks of a kernel's products, and lane rows of its workgroup memory. */
-export interface ProductLayout {
-  /** Lane row where the right side starts. */
-  readonly right: number;
-  readonly laneRows: number;
-  readonly width: number;
+/** The right side of `mixProduct`, as it lies. Lanes past the end of a row load nothing. */
+function straight(tile: AttentionTile, outs: number, operand: TileRows): Staged[] {
+  const { tx, depth } = tile, { name, size, start, first, limit } = operand, all = threads(tile);
+  const width = Math.min(tx * outs, Math.ceil(size / 4)), count = depth * width;
+  return each(Math.ceil(count / all), String).map((n) => {
+    const at = Number(n) * all, partial = at + all > count, id = `right${n}`;
+    const x = partial ? `min(li + ${at}u, ${count - 1}u)` : `(li + ${at}u)`;
+    const row = `(${x} / ${width}u)`, d4 = `(${x} % ${width}u)`;
+    const store = `right[${row} >> 2u][${row} & 3u][${d4} / ${tx}u][${d4} % ${tx}u] = ${id};`;
+    return {
+      name: id,
+      load: (chunk) => {
+        const i = `(${first} + ${chunk} * ${depth}u + ${row})`;
+        return `select(vec4f(), ${name}_at(${start(`min(${i}, ${limit} - 1u)`)}, ${d4}), ${exists(i, operand)})`;
+      },
+      store: partial ? `if (li + ${at}u < ${count}u) { ${store} }` : store,
+    };
+  });
 }
 
-/**
- * Workgroup memory for products whose stages hold up to `chunks` chunks.
- *
- * @param outs vec4f that a thread owns of a row of the widest result
- */
-export function productLayout(tile: AttentionTile, chunks: readonly number[], outs: number): ProductLayout {
-  const most = Math.max(...chunks.map((n) => chunksPerStage(n, tile.stage)));
-  return { right: most * tile.ty, laneRows: most * (tile.ty + tile.tx), width: laneWidth(tile, outs) };
-}
-
-/** Bytes of workgroup memory: the lane rows, and what reduces rows without subgroups. */
-export function workgroupBytes(tile: AttentionTile, { laneRows, width }: ProductLayout, scratch: boolean): number {
-  return laneRows * width * 16 + (scratch ? threads(tile) * tile.rows * 4 : 0);
+/** A loop over chunks: each is loaded, stored, multiplied. All loads stand before the stores, so that they are under way together. */
+function walk(count: string, staged: readonly Staged[], before: string, multiply: readonly string[]): string {
+  return `for (var z = 0u; z < ${count}; z++) {
+  workgroupBarrier();
+  ${staged.map(({ name, load }) => `let ${name} = ${load("z")};`).join("\n")}
+  ${staged.map(({ store }) => store).join("\n")}
+  ${before}
+  workgroupBarrier();
+  ${multiply.join("\n")}
+}`;
 }
 
 /** A whole product of scores: `${s}r_c` += A·Bᵀ, A along the tile's rows, its elements multiplied by `scale`. */
-export function dotProduct(
-  tile: AttentionTile,
-  { right }: ProductLayout,
-  s: string,
-  a: TileRows,
-  b: TileRows,
-  scale = "",
-): string {
-  const { tx, ty, depth } = tile, chunks = Math.ceil(a.size / depth), stage = chunksPerStage(chunks, tile.stage);
-  const load = (rows: TileRows, z: string, scale: string) => (r: string, d: string): string =>
-    dotLoad(tile, rows, `(d0 + ${z}u)`)(r, d) + scale;
-  return `for (var d0 = 0u; d0 < ${chunks}u; d0 += ${stage}u) {
-  workgroupBarrier();
-  ${
-    stages(
-      tile,
-      each(stage, String).flatMap((z) => [
-        stageDot(tile, "rows", `a${z}_`, `${Number(z) * ty}u`, load(a, z, scale)),
-        stageDot(tile, "columns", `b${z}_`, `${right + Number(z) * tx}u`, load(b, z, "")),
-      ]),
-    )
-  }
-  workgroupBarrier();
-  for (var z = 0u; z < ${stage}u; z++) {
-    let left = z * ${ty}u + ty; let right = ${right}u + z * ${tx}u + tx;
-    ${dotChunk(tile, s, "left", "right").join("\n")}
-  }
-}`;
+export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, scale = ""): string {
+  const { tx, ty, rows, columns, depth } = tile;
+  const multiply = each(depth / 4, (d4) => {
+    const lane = (name: string, lanes: number): string => `${name} ^ ${turnXor(tile, lanes, d4)}u`;
+    const steps = each(4, (c) =>
+      [
+        "{",
+        ...each(rows / 4, (q) => `let a${q} = left[${d4}][${c}][${q}][la];`),
+        ...each(columns / 4, (q) => `let b${q} = right[${d4}][${c}][${q}][lb];`),
+        ...each(rows, (r) =>
+          each(columns, (n) =>
+            `${s}${r}_${n} = fma(a${r >> 2}[${r & 3}], b${n >> 2}[${n & 3}], ${s}${r}_${n});`)
+            .join(" ")),
+        "}",
+      ].join("\n"));
+    return `{ let la = ${lane("ty", ty)}; let lb = ${lane("tx", tx)};\n${steps.join("\n")} }`;
+  });
+  const staged = [...turned(tile, "left", a, scale), ...turned(tile, "right", b, "")];
+  return walk(`${Math.ceil(a.size / depth)}u`, staged, "", multiply);
 }
 
 /** A whole product of scores with a right side: `${o}r_e` += P·B for the first `count` columns of the tile, P in `${p}r_c`. */
 export function mixProduct(
   tile: AttentionTile,
-  { right }: ProductLayout,
   p: string,
   b: TileRows,
   outs: number,
   o: string,
   count: string,
 ): string {
-  const { tx, ty, columns, depth } = tile, stage = chunksPerStage(tx * columns / depth, tile.stage);
-  const size4 = Math.ceil(b.size / 4);
-  return `for (var c0 = 0u; c0 < (${count} + ${depth - 1}u) / ${depth}u; c0 += ${stage}u) {
-  workgroupBarrier();
-  ${
-    stages(
-      tile,
-      each(stage, String).map((z) =>
-        stageMix(tile, outs, size4, `b${z}_`, `${right + Number(z) * tx}u`, mixLoad(tile, b, `(c0 + ${z}u)`))
-      ),
-    )
-  }
-  ${stageScores(tile, p, "0u", "c0", stage)}
-  workgroupBarrier();
-  for (var z = 0u; z < ${stage}u; z++) {
-    let left = z * ${ty}u + ty; let right = ${right}u + z * ${tx}u + tx;
-    ${mixChunk(tile, outs, o, "left", "right").join("\n")}
-  }
-}`;
+  const { tx, ty, rows, columns, depth } = tile, k4 = depth / 4;
+  const scores = each(columns / 4, (group) => {
+    const at = `(tx + ${group * tx}u)`, d4 = `(${at} % ${k4}u)`;
+    const stores = each(
+      4,
+      (c) =>
+        each(
+          rows / 4,
+          (q) =>
+            `left[${d4}][${c}][${q}][ty ^ ((${d4} * 4u) & ${ty - 1}u)] = vec4f(${
+              each(4, (i) => `${p}${q * 4 + i}_${group * 4 + c}`).join(", ")
+            });`,
+        ).join(" "),
+    );
+    return `if (${at} / ${k4}u == z) {\n${stores.join("\n")}\n}`;
+  }).join("\n");
+  const multiply = each(k4, (d4) =>
+    [
+      `{ let la = ty ^ ${scoreXor(tile, d4)}u;`,
+      ...each(4, (c) =>
+        [
+          "{",
+          ...each(rows / 4, (q) => `let a${q} = left[${d4}][${c}][${q}][la];`),
+          ...each(outs, (e) => `let b${e} = right[${d4}][${c}][${e}][tx];`),
+          ...each(
+            rows,
+            (r) =>
+              each(outs, (e) => `${o}${r}_${e} = fma(vec4f(a${r >> 2}[${r & 3}]), b${e}, ${o}${r}_${e});`).join(" "),
+          ),
+          "}",
+        ].join("\n")),
+      "}",
+    ].join("\n"));
+  return walk(`((${count} + ${depth - 1}u) / ${depth}u)`, straight(tile, outs, b), scores, multiply);
+}
+
+/** A thread's four scores of row `r` and column group `group` as one vec4f. */
+export function four(name: string, r: number, group: number): string {
+  return `vec4f(${each(4, (i) => `${name}${r}_${group * 4 + i}`).join(", ")})`;
 }
 
 /**
