@@ -25,10 +25,17 @@ interface Activation {
 const sigmoid = (a: string, dtype: DType): string =>
   isPacked(dtype) ? `(1.0 / (1.0 + exp2(${-Math.LOG2E} * ${a})))` : `ft_sigmoid(${a})`;
 
+/** Statements for s = σ(x) and rest = σ(−x): the smaller one from e^−|x|, the larger as what it leaves of 1. */
+const sigmoids = (x: string, dtype: DType): string =>
+  isPacked(dtype)
+    ? `let s = ${sigmoid(x, dtype)}; let rest = 1.0 - s;`
+    : `let e = ft_exp(-abs(${x})); let small = e / (1.0 + e);
+    let s = select(1.0 - small, small, ${x} < 0.0); let rest = select(small, 1.0 - small, ${x} < 0.0);`;
+
 const silu: Activation = {
   name: "swiglu",
   value: (a, dtype) => `(${a} * ${sigmoid(a, dtype)})`,
-  both: (dtype) => `let s = ${sigmoid("a", dtype)}; value = a * s; slope = s * fma(a, 1.0 - s, 1.0);`,
+  both: (dtype) => `${sigmoids("a", dtype)} value = a * s; slope = s * fma(a, rest, 1.0);`,
 };
 
 const gelu = (approximate: "none" | "tanh"): Activation => ({
@@ -44,8 +51,8 @@ const gelu = (approximate: "none" | "tanh"): Activation => ({
     slope = select(value / a, 0.5, a == 0.0) + a * density;`
       // ½(1 + tanh w) is σ(2w), which keeps its digits where tanh nears −1.
       : `let c = ${Math.sqrt(8 / Math.PI)};
-    let w = c * a * fma(0.044715 * a, a, 1.0); let s = ${sigmoid("w", dtype)}; value = a * s;
-    slope = fma(a * s * (1.0 - s), c * fma(${3 * 0.044715} * a, a, 1.0), s);`,
+    let w = c * a * fma(0.044715 * a, a, 1.0); ${sigmoids("w", dtype)} value = a * s;
+    slope = fma(a * s * rest, c * fma(${3 * 0.044715} * a, a, 1.0), s);`,
 });
 
 const backward = ({ name, both }: Activation, dtype: DType): Kernel => {

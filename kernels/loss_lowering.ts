@@ -1,12 +1,14 @@
 /** Cross-entropy calls as dispatches: whole rows, and products in chunks of rows. */
 
 import type { RowLoss } from "../tensor/loss.ts";
+import { sizeOf } from "../tensor/shape.ts";
 import { expressions, gridFor } from "./elementwise.ts";
 import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { fill } from "./movement.ts";
 import { multiply } from "./matmul_lowering.ts";
 import { lowerReduce } from "./reduce_lowering.ts";
-import { isPacked } from "./storage.ts";
+import { isPacked, storageBytes } from "./storage.ts";
 
 /** Bytes that a chunk of logits takes at most. */
 const chunkBytes = 128 * 2 ** 20;
@@ -118,6 +120,10 @@ export function lowerLinearCrossEntropy(call: Lowering<RowLoss>): void {
 function gradients(call: Lowering<unknown>, dhidden: View, dweight: View) {
   const odd = isPacked(dhidden.dtype) && dhidden.shape[1] % 2 === 1;
   const [dh, dw] = [dhidden, dweight].map((y) => odd ? call.temporary(y.shape, "f32") : y);
+  if (dhidden.shape[0] === 0) { // no product would write dweight
+    const n = Math.ceil(sizeOf(dw.shape) * storageBytes(dw.dtype) / 16);
+    call.dispatch(fill(dw.dtype), [dw], { n, bits: 0 }, gridFor(n, call.capabilities.maxWorkgroups));
+  }
   return {
     add(dlogits: View, rows: View, weight: View, first: number): void {
       multiply(call, dlogits, weight, { transposeA: false, transposeB: false }, dh, { row: first });
