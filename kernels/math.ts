@@ -33,7 +33,7 @@ fn ft_exp(x: f32) -> f32 {
   p = fma(p, r, 4.1665795894e-2);
   p = fma(p, r, 1.6666665459e-1);
   p = fma(p, r, 5.0000001201e-1);
-  let y = fma(p, r * r, r) + 1.0;
+  let y = fma(r, fma(p, r, 1.0), 1.0); // as p·r² + r + 1 a driver may add r to 1 first, which costs a bit
   let half = k / 2;
   let rest = k - half;
   let scaled = y * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
