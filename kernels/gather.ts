@@ -10,7 +10,8 @@
  * So equal indices add up in the same order each time and results are equal to the bit from run to run. Step 1 compares
  * every pair, and takes at most 16384 updates at a time to stay small.
  *
- * Floor for taking 2^16 rows of 1024 f32: 268 MB read and written at 4.07 TB/s = 0.13 ms.
+ * Floor for taking 2^16 rows of 1024 f32: 537 MB read and written at 4.07 TB/s = 0.13 ms; measured on an H200: 0.141.
+ * Scattering 16384 rows of 1024 f32 there: add 0.057 ms; order, one thread an update 0.897, sixteen 0.131 ◀ this file.
  */
 import { type DType, isFloat } from "../tensor/dtype.ts";
 import { sizeOf } from "../tensor/shape.ts";

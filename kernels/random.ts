@@ -3,7 +3,7 @@
  *
  *   thread t ──▶ counter [t, 0, 0, stream] ──ten rounds──▶ 4 words ──▶ elements 4t … 4t + 3
  *
- * Floor for randn of 2^28 f32: 1.07 GB written at 4.07 TB/s (a copy counts both ways) = 0.26 ms.
+ * Bound by integer products, not by memory. Measured on an H200 for 2^26 f32: randn 0.555 ms, uniform 0.162, dropout 0.165.
  */
 import type { DType } from "../tensor/dtype.ts";
 import { streams, uniformBits } from "../tensor/random.ts";
