@@ -79,6 +79,20 @@ function fresh(call: Lowering<unknown>, x: View): View {
   return y;
 }
 
+/** A call whose temporaries of one size are one buffer: chunks follow one another, so their products can share it. */
+function sharing(call: Lowering<unknown>): Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
+  const made = new Map<string, View>();
+  return {
+    capabilities: call.capabilities,
+    dispatch: (...launch) => call.dispatch(...launch),
+    temporary: (shape, dtype) => {
+      const id = `${dtype} ${shape}`, known = made.get(id) ?? call.temporary(shape, dtype);
+      made.set(id, known);
+      return known;
+    },
+  };
+}
+
 /** Calls `f` with the logits of each chunk of rows, which share one buffer, and the chunk's rows of hidden. */
 function forEachChunk(
   call: Lowering<RowLoss>,
@@ -89,12 +103,12 @@ function forEachChunk(
   const [n, width] = hidden.shape, [classes] = weight.shape;
   const most = Math.min(chunkBytes, call.capabilities.maxBinding) / (4 * Math.max(1, classes));
   const size = Math.min(n, Math.max(4, 2 ** Math.floor(Math.log2(Math.max(1, most)))));
-  const buffer = call.temporary([size, classes], "f32");
+  const buffer = call.temporary([size, classes], "f32"), shared = sharing(call);
   for (let first = 0; first < n; first += size) {
     const rows = Math.min(size, n - first);
     const part = { ...hidden, shape: [rows, width], offset: hidden.offset + first * hidden.strides[0] };
     const logits = { ...buffer, shape: [rows, classes] };
-    multiply(call, part, weight, { transposeA: false, transposeB: true }, logits);
+    multiply(shared, part, weight, { transposeA: false, transposeB: true }, logits);
     f(logits, part, first);
   }
 }
@@ -124,10 +138,11 @@ function gradients(call: Lowering<unknown>, dhidden: View, dweight: View) {
     const n = Math.ceil(sizeOf(dw.shape) * storageBytes(dw.dtype) / 16);
     call.dispatch(fill(dw.dtype), [dw], { n, bits: 0 }, gridFor(n, call.capabilities.maxWorkgroups));
   }
+  const shared = sharing(call);
   return {
     add(dlogits: View, rows: View, weight: View, first: number): void {
-      multiply(call, dlogits, weight, { transposeA: false, transposeB: false }, dh, { row: first });
-      multiply(call, dlogits, rows, { transposeA: true, transposeB: false }, dw, { accumulate: first > 0 });
+      multiply(shared, dlogits, weight, { transposeA: false, transposeB: false }, dh, { row: first });
+      multiply(shared, dlogits, rows, { transposeA: true, transposeB: false }, dw, { accumulate: first > 0 });
     },
     end(): void {
       if (odd) [[dh, dhidden], [dw, dweight]].forEach(([from, to]) => copy(call, from, to));
