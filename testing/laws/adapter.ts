@@ -1,13 +1,13 @@
 /** What a test says where there is no GPU to test on. */
-import type { Backend } from "../../tensor/backend.ts";
 
 /**
- * The backend, or an error that says how to get one. Tests of kernels are never skipped: a suite that passes has run them.
+ * The backend or device, or an error that says how to get one. Tests of kernels are never skipped: a suite that passes
+ * has run them.
  *
  * @param opening what `webgpu()` returned
  * @throws {Error} naming the command that installs a software adapter
  */
-export async function needAdapter(opening: Promise<Backend>): Promise<Backend> {
+export async function needAdapter<T>(opening: Promise<T>): Promise<T> {
   try {
     return await opening;
   } catch (cause) {
