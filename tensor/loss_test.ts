@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { arbTensor, assertClose, checkGradients, compose, elementOf, integer, property } from "../testing/mod.ts";
-import { checkpoint, grad, valueAndGrad, vjp } from "../autograd/grad.ts";
+import { checkpoint, grad, valueAndGrad, vjp } from "../mod.ts";
 import { full, tensor, zeros } from "./create.ts";
 import { eager } from "./eager.ts";
 import { add, mul } from "./elementwise.ts";

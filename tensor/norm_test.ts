@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { grad } from "../autograd/grad.ts";
+import { grad } from "../mod.ts";
 import { arbShape, arbTensor, assertClose, boolean, checkGradients, compose, float, property } from "../testing/mod.ts";
 import { tensor } from "./create.ts";
 import { add, cast, mul } from "./elementwise.ts";

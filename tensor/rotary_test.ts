@@ -9,7 +9,7 @@ import {
   integer,
   property,
 } from "../testing/mod.ts";
-import { grad } from "../autograd/grad.ts";
+import { grad } from "../mod.ts";
 import { tensor } from "./create.ts";
 import { add, cos, mul, neg, sin, square } from "./elementwise.ts";
 import { eager } from "./eager.ts";
