@@ -312,7 +312,7 @@ function forwardTiles(
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
   if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) { // a software adapter: the large text takes a second to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
-    return [...(worth ? [tile(8, 8, 8, 8, 32)] : []), tile(8, 8, 4, 4, 8), last];
+    return [...(worth ? [tile(8, 16, 8, 8, 8)] : []), tile(8, 8, 4, 4, 8), last];
   }
   if (valueDim <= 96) return [...(many ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 192) {
