@@ -34,7 +34,7 @@ property("every kind of source gives the same bytes, whatever the pieces asked f
 
 Deno.test("a server's answer is read as a stream, with the length that it names", async () => {
   const server = Deno.serve(
-    { port: 0, onListen: () => {} },
+    { hostname: "localhost", port: 0, onListen: () => {} },
     (request) =>
       new URL(request.url).pathname === "/there"
         ? new Response(bytes, { headers: { "content-length": "100" } })
