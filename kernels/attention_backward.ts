@@ -433,7 +433,7 @@ function backwardTiles(
   const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
   if (subgroupSize > 0 && subgroupSize < 16) { // a software adapter: the large text takes seconds to compile
-    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 22 && dim <= 128 ? [tile(8, 16, 8, 8, 8)] : [];
+    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128 ? [tile(8, 16, 8, 8, 8)] : [];
     return { keys: [...worth, ...last], queries: [...worth, ...last] };
   }
   const best = dim <= 64
