@@ -10,7 +10,8 @@ import { alias, type Tensor } from "./tensor.ts";
 const bytesHeld = () => cpu().memory().current;
 
 Deno.test("scope() frees all but what it returns, wherever in the result it stands", async () => {
-  using outside = tensor([1, 2]), before = bytesHeld();
+  using outside = tensor([1, 2]);
+  const before = bytesHeld();
   const { list: [y], n } = scope(() => {
     const x = mul(outside, outside);
     return { list: [exp(x)], n: 3 };
