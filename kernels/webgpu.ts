@@ -203,6 +203,7 @@ class WebGpuBackend implements Backend {
   }
 
   async synchronize(): Promise<void> {
+    this.#check("synchronize");
     this.#refuseRecording("synchronize");
     this.#queue.flush();
     if (this.#readback.immediate) this.#readback.readSync(this.#queue.uniforms, 0, 4);
