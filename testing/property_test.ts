@@ -25,7 +25,6 @@ import {
   settingsOf,
   tryLaw,
 } from "./property.ts";
-import { readVariable } from "./environment.ts";
 
 /** `check` without the environment, so that these tests mean the same under FLASHTAPE_SEED. */
 function run<A extends Arbitrary<unknown>[]>(
@@ -275,18 +274,6 @@ Deno.test("settingsOf() refuses variables and options that it cannot use", () =>
 
 Deno.test("parsePath() reverses formatPath()", () => {
   for (const text of ["0", "17", "17:0", "3:0.12.5"]) assert.equal(formatPath(parsePath(text)), text);
-});
-
-Deno.test("readVariable() neither asks nor throws where the environment may not be read", async () => {
-  const script = `import { readVariable } from ${JSON.stringify(new URL("./environment.ts", import.meta.url))};
-    if (readVariable("FLASHTAPE_SEED") !== undefined) throw new Error("read without permission");`;
-  const { code, stderr } = await deno([
-    "run",
-    "--no-prompt",
-    `data:application/typescript,${encodeURIComponent(script)}`,
-  ]);
-  assert.equal(code, 0, stderr);
-  assert.equal(readVariable("FLASHTAPE_SEED"), Deno.env.get("FLASHTAPE_SEED"));
 });
 
 Deno.test("property() registers a test whose replay line fails with the same counterexample", async () => {
