@@ -15,6 +15,8 @@ Deno.test("matmul() multiplies matrices, and vectors as a row on the left and a 
   assert.deepEqual(await matmul(a, v).array(), [21, 43]);
   assert.deepEqual(await matmul(v, a).array(), [31, 42]);
   assert.deepEqual(await matmul(v, v).array(), 101);
+  assert.deepEqual(await matmul(a, v, { transposeB: true }).array(), [21, 43]);
+  assert.deepEqual(await matmul(v, a, { transposeA: true }).array(), [31, 42]);
   assert.deepEqual(matmul(zeros([5, 3, 2]), v).shape, [5, 3]);
   assert.deepEqual(matmul(v, zeros([5, 2, 3])).shape, [5, 3]);
 });
