@@ -1,7 +1,14 @@
+import assert from "node:assert/strict";
+import { compile } from "../tensor/compile.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
 import { type CrossEntropyOptions, linearCrossEntropy } from "../tensor/loss.ts";
+import { valueAndGrad } from "../mod.ts";
 import { key, randint } from "../tensor/random.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+
+import { sum } from "../tensor/reduce.ts";
+import { assertClose } from "../testing/mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { assertSame, draw, stored } from "../testing/laws/both.ts";
 import { webgpu } from "./webgpu.ts";
@@ -31,3 +38,33 @@ for (const dtype of stored) {
     }
   });
 }
+
+Deno.test("linearCrossEntropy() in many chunks of rows is what it is in one", async () => {
+  const small = await webgpu();
+  Object.assign(small.capabilities, { maxBinding: 4 * 4 * 130 }); // what its lowerings go by: four rows of 130 logits
+  const [N, D, V] = [33, 24, 130], [h, w] = [draw(1, [N, D]), draw(2, [V, D])].map((x) => x.dataSync());
+  const labels = randint(key(2, { backend: cpu() }), [N], { max: V }).dataSync();
+  labels[5] = -100; // a mean over 32 rows, not over those of a chunk
+  const [one, many] = [gpu, small].map((backend) => {
+    const t = tensor(labels, { dtype: "i32", backend });
+    const inputs = [tensor(h, { shape: [N, D], backend }), tensor(w, { shape: [V, D], backend })];
+    return [{}, { reduction: "none" } as const].map((option) => {
+      const loss = compile((h: Tensor, w: Tensor) => linearCrossEntropy(h, w, t, option));
+      const step = compile((h: Tensor, w: Tensor) =>
+        valueAndGrad((h: Tensor, w: Tensor) => sum(linearCrossEntropy(h, w, t, option)), [0, 1])(h, w)
+      );
+      const value = loss(inputs[0], inputs[1]), [total, gradients] = Object.values(step(inputs[0], inputs[1]));
+      const sweeps = [loss, step].map(({ recordings: [{ kernels }] }) =>
+        kernels.reduce((n, { name, calls }) => n + (name.startsWith("row_") ? calls : 0), 0)
+      );
+      return { results: [value, total, gradients].flat() as Tensor[], sweeps };
+    });
+  });
+  for (const [i, { results, sweeps }] of many.entries()) {
+    assert(sweeps.every((n, j) => n === 9 * one[i].sweeps[j]), `${sweeps} sweeps beside ${one[i].sweeps}`);
+    for (const [j, y] of results.entries()) {
+      await assertClose(y, await one[i].results[j].data(), { atol: 1e-5 }); // sums of some hundred terms of size 1
+    }
+  }
+  small.dispose();
+});

@@ -3,7 +3,7 @@ import { encode, type HostArray, hostArray } from "../tensor/dtype.ts";
 import type { Op } from "../tensor/op.ts";
 import { type OpName, ops, type ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
-import { type Layout, sizeOf } from "../tensor/shape.ts";
+import { type Layout, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
 import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
@@ -43,10 +43,7 @@ const map = (name: keyof typeof expressions) => (call: Lowering<unknown>): void 
 /** For ops that are views: the copy that the view stands for. */
 const viewed = <P>(op: Op<P>) => (call: Lowering<P>): void => {
   const [x] = call.inputs, [y] = call.outputs;
-  const layout = op.view!(x, call.params);
-  if (layout) return copy(call, { ...x, ...layout }, y);
-  const whole = call.dense(x);
-  copy(call, { ...whole, ...op.view!(whole, call.params)! }, y);
+  copy(call, { ...x, ...op.view!(x, call.params)! }, y);
 };
 
 /** Every element is one value: its bits, twice in a word for packed types. */
@@ -139,7 +136,10 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   where: map("where"),
   cast: (call) => copy(call, call.inputs[0], call.outputs[0]),
   // movement
-  reshape: viewed(ops.reshape),
+  reshape: (call) => {
+    const [x] = call.inputs, [y] = call.outputs;
+    copy(call, x, { ...y, shape: x.shape, strides: stridesOf(x.shape) }); // equal row-major order is all that it is
+  },
   permute: viewed(ops.permute),
   broadcastTo: viewed(ops.broadcastTo),
   slice: viewed(ops.slice),
