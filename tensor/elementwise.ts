@@ -71,7 +71,7 @@ export function erfOf(x: number): number {
 }
 
 /** 1 − erf x; where that cancels, by the continued fraction of Laplace (Abramowitz and Stegun 7.1.14). */
-function erfcOf(x: number): number {
+export function erfcOf(x: number): number {
   if (x < 2) return 1 - erfOf(x);
   let tail = x;
   for (let n = 60; n > 0; n--) tail = x + n / 2 / tail;

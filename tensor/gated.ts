@@ -1,6 +1,6 @@
 /** Gated units: the two halves of a feed-forward layer, an activation of one times the other. */
 import { type DType, promote } from "./dtype.ts";
-import { erfOf, type GeluOptions, geluTanh, runAs, sigmoidOf } from "./elementwise.ts";
+import { erfcOf, type GeluOptions, geluTanh, runAs, sigmoidOf } from "./elementwise.ts";
 import { ShapeError, show, ValueError } from "./errors.ts";
 import { dense, expectDType, type Op } from "./op.ts";
 import { sameShape } from "./shape.ts";
@@ -59,15 +59,15 @@ const silu = (): Activation => ({
 const gelu = ({ approximate }: Required<GeluOptions>): Activation => approximate === "tanh" ? geluByTanh : geluExact;
 
 const geluExact: Activation = {
-  value: (a) => a === -Infinity ? 0 : 0.5 * a * (1 + erfOf(a / Math.SQRT2)),
-  slope: (a) => 0.5 * (1 + erfOf(a / Math.SQRT2)) + a * Math.exp(-0.5 * a * a) / Math.sqrt(2 * Math.PI),
+  value: (a) => a === -Infinity ? 0 : 0.5 * a * erfcOf(-a / Math.SQRT2),
+  slope: (a) => 0.5 * erfcOf(-a / Math.SQRT2) + a * Math.exp(-0.5 * a * a) / Math.sqrt(2 * Math.PI),
 };
 
 const geluByTanh: Activation = {
   value: geluTanh,
-  slope: (a) => {
-    const c = Math.sqrt(2 / Math.PI), t = Math.tanh(c * (a + 0.044715 * a ** 3));
-    return 0.5 * (1 + t) + 0.5 * a * (1 - t * t) * c * (1 + 3 * 0.044715 * a * a);
+  slope: (a) => { // of a·sigmoid(w), w = 2c (a + 0.044715 a³)
+    const c = 2 * Math.sqrt(2 / Math.PI), w = c * (a + 0.044715 * a ** 3), s = sigmoidOf(w);
+    return s + a * s * sigmoidOf(-w) * c * (1 + 3 * 0.044715 * a * a);
   },
 };
 

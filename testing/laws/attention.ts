@@ -1,5 +1,4 @@
-/** Samples of attention, its derivative and its cache. The naive computation is the textbook's, op by op in f32. */
-import { vjp } from "../../autograd/grad.ts";
+/** Samples of attention, its derivative and its cache. The naive computation is the textbook's, in f32. */
 import {
   type attentionBackwardOp,
   attentionOp,
@@ -11,269 +10,91 @@ import {
 import { cacheAppendOp, type CacheAppendParams, type CacheAttentionParams } from "../../tensor/attention_cache.ts";
 import { flashAttentionWithKvCache } from "../../tensor/attention_cache.ts";
 import { dropoutMask } from "../../tensor/attention_dropout.ts";
-import { naiveAttentionWithLse } from "../../tensor/attention_eager.ts";
 import { type AttentionOptions, named, type OptionalInput, optionalInputs } from "../../tensor/attention_options.ts";
-import { cpu } from "../../tensor/cpu.ts";
-import { tensor } from "../../tensor/create.ts";
 import { type DType, hostArray, roundTo } from "../../tensor/dtype.ts";
-import { add, isFinite, where } from "../../tensor/elementwise.ts";
+import { isFinite, where } from "../../tensor/elementwise.ts";
 import { DTypeError, IndexError, LimitError, ShapeError, ValueError } from "../../tensor/errors.ts";
-import { broadcastTo } from "../../tensor/movement.ts";
 import { dense, type NdArray, ndarray, type ParamsOf } from "../../tensor/op.ts";
-import { scope } from "../../tensor/scope.ts";
-import { broadcastLayout, type Shape, sizeOf } from "../../tensor/shape.ts";
+import type { Shape } from "../../tensor/shape.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { Arbitrary, boolean, compose, constant, elementOf, float, integer, oneOf } from "../arbitrary.ts";
+import { Random, Source } from "../choices.ts";
 import { arbTensorData, type TensorData } from "../tensors.ts";
 import { onHost } from "./accuracy.ts";
-import { arbInput, arbSmooth, type Call, callOf, floats, given, plain, refuse, type Sample, typeOf } from "./sample.ts";
+import { naiveBackward, naiveForward, problemOf, type Row } from "./attention_naive.ts";
+import {
+  arbInput,
+  arbSmooth,
+  type Call,
+  callOf,
+  floats,
+  given,
+  type Naive,
+  plain,
+  refuse,
+  type Sample,
+  typeOf,
+} from "./sample.ts";
 import { f } from "./elementwise.ts";
+import { naiveSums, type Sum } from "./reduce.ts";
 
-/** One batch row: its lengths, and where its queries and keys lie in the operands. */
-interface Row {
-  readonly sq: number;
-  readonly sk: number;
-  /** Keys before this one are padding. */
-  readonly first: number;
-  readonly queryAt: (i: number) => number;
-  readonly keyAt: (j: number) => number;
-  readonly lseAt: (h: number, i: number) => number;
+/** What a kernel is built for. Everything else of a call is only data to it. */
+interface Build {
+  readonly dtype: DType;
+  readonly biasType: DType;
+  readonly D: number;
+  readonly Dv: number;
+  readonly optional: readonly OptionalInput[];
+  readonly isCausal: boolean;
+  readonly isBounded: boolean;
+  readonly softcap: number;
+  readonly packed: boolean;
 }
-
-/** What the textbook needs of a call. */
-interface Problem {
-  readonly rows: readonly Row[];
-  readonly q: NdArray;
-  readonly k: NdArray;
-  readonly v: NdArray;
-  readonly found: Partial<Record<OptionalInput, NdArray>>;
-  readonly params: Pick<FlashParams, "scale" | "window" | "softcap" | "dropout">;
-}
-
-/** The rows of a call of `attention`. */
-function problemOf([q, k, v, ...rest]: readonly NdArray[], params: FlashParams): Problem {
-  const found = named(params.optional, rest, 0), heads = q.shape.at(-2)!;
-  if (params.maxSeqlens === null) {
-    const [B, sq] = q.shape, sk = k.shape[1];
-    const rows = Array.from({ length: B }, (_, b): Row => ({
-      sq,
-      sk,
-      first: 0,
-      queryAt: (i) => b * sq + i,
-      keyAt: (j) => b * sk + j,
-      lseAt: (h, i) => (b * heads + h) * sq + i,
-    }));
-    return { rows, q, k, v, found, params };
-  }
-  const [cuQ, cuK] = [found.cuSeqlensQ!.data, found.cuSeqlensK!.data];
-  const rows = Array.from({ length: cuQ.length - 1 }, (_, b): Row => ({
-    sq: cuQ[b + 1] - cuQ[b],
-    sk: cuK[b + 1] - cuK[b],
-    first: 0,
-    queryAt: (i) => cuQ[b] + i,
-    keyAt: (j) => cuK[b] + j,
-    lseAt: (h, i) => h * q.shape[0] + cuQ[b] + i,
-  }));
-  return { rows, q, k, v, found, params };
-}
-
-/** The padded, dense form of a problem: operands `[B, S, H, D]`, and a mask that says all that windows and lengths do. */
-class Textbook {
-  readonly #problem: Problem;
-  readonly #shape: readonly [B: number, H: number, Sq: number, Sk: number];
-
-  constructor(problem: Problem) {
-    const { rows, q, params, found } = problem;
-    const most = (of: (row: Row) => number) => rows.reduce((n, row) => Math.max(n, of(row)), 0);
-    const given = (params as FlashParams).maxSeqlens;
-    const sq = given?.[0] ?? most((row) => row.sq), sk = given?.[1] ?? most((row) => row.sk);
-    const wide = Math.max(sk, found.bias?.shape.at(-1) ?? 0, found.mask?.shape.at(-1) ?? 0);
-    this.#problem = problem;
-    this.#shape = [rows.length, q.shape.at(-2)!, sq, wide];
-  }
-
-  /** Rows of an operand, one batch row after another, padded with zeros. */
-  gather(x: NdArray, of: "queryAt" | "keyAt"): Tensor {
-    const { rows } = this.#problem, [heads, size] = x.shape.slice(-2), width = heads * size;
-    const length = this.#shape[of === "queryAt" ? 2 : 3];
-    const data = new Float32Array(rows.length * length * width);
-    rows.forEach((row, b) => {
-      for (let i = 0; i < (of === "queryAt" ? row.sq : row.sk); i++) {
-        const from = row[of](i) * width;
-        data.set(x.data.subarray(from, from + width), (b * length + i) * width);
-      }
-    });
-    return tensor(data, { shape: [rows.length, length, heads, size], dtype: "f32", backend: cpu() });
-  }
-
-  /** The reverse: dense rows written to where they came from. */
-  scatter(x: Tensor, of: "queryAt" | "keyAt", to: NdArray): void {
-    const { rows } = this.#problem, [, length, heads, size] = x.shape, width = heads * size, data = x.dataSync();
-    rows.forEach((row, b) => {
-      for (let i = 0; i < (of === "queryAt" ? row.sq : row.sk); i++) {
-        const from = (b * length + i) * width;
-        to.data.set(data.subarray(from, from + width), row[of](i) * width);
-      }
-    });
-  }
-
-  /** Statistics of rows, `[B, H, Sq]` and back. */
-  gatherLse(x: NdArray): Tensor {
-    const [B, H, sq] = this.#shape, data = new Float32Array(B * H * sq);
-    this.#forEachLse((at, place) => data[at] = x.data[place]);
-    return tensor(data, { shape: [B, H, sq], dtype: "f32", backend: cpu() });
-  }
-
-  scatterLse(x: Tensor, to: NdArray): void {
-    const data = x.dataSync();
-    to.data.fill(-Infinity);
-    this.#forEachLse((at, place) => to.data[place] = data[at]);
-  }
-
-  #forEachLse(body: (at: number, place: number) => void): void {
-    const [, H, sq] = this.#shape;
-    this.#problem.rows.forEach((row, b) => {
-      for (let h = 0; h < H; h++) {
-        for (let i = 0; i < row.sq; i++) body((b * H + h) * sq + i, row.lseAt(h, i));
-      }
-    });
-  }
-
-  /** The options: everything but bias and sinks. */
-  options(): AttentionOptions {
-    const { params: { scale, softcap, dropout }, found: { key } } = this.#problem;
-    return {
-      softmaxScale: scale,
-      softcap,
-      mask: this.#mask(),
-      dropout: key && { p: dropout, key: tensor(key.data, { shape: [2], dtype: "u32", backend: cpu() }) },
-    };
-  }
-
-  /** ALiBi's part of the bias. */
-  alibi(): Tensor {
-    const { found: { alibiSlopes } } = this.#problem, [, H] = this.#shape;
-    return this.#scores("f32", (row, b, h, i, j) => {
-      if (alibiSlopes === undefined) return 0;
-      const slope = alibiSlopes.data[(alibiSlopes.shape.length === 2 ? b * H : 0) + h];
-      return -f(slope * Math.abs(i + row.sk - row.sq - j));
-    });
-  }
-
-  get scoreShape(): Shape {
-    return this.#shape;
-  }
-
-  #mask(): Tensor {
-    const { params: { window: [left, right] }, found: { mask } } = this.#problem;
-    const layout = mask && broadcastLayout(mask, this.#shape);
-    return this.#scores("bool", (row, b, h, i, j) => {
-      const at = i + row.sk - row.sq;
-      const inside = i < row.sq && j >= row.first && j < row.sk;
-      if (!inside || (left >= 0 && j < at - left) || (right >= 0 && j > at + right)) return 0;
-      if (!mask || !layout) return 1;
-      const [sb, sh, si, sj] = layout.strides;
-      return mask.data[layout.offset + b * sb + h * sh + i * si + j * sj];
-    });
-  }
-
-  #scores(dtype: DType, value: (row: Row, b: number, h: number, i: number, j: number) => number): Tensor {
-    const [B, H, sq, sk] = this.#shape, data = hostArray(dtype, B * H * sq * sk);
-    let at = 0;
-    for (let b = 0; b < B; b++) {
-      for (let h = 0; h < H; h++) {
-        for (let i = 0; i < sq; i++) {
-          for (let j = 0; j < sk; j++) data[at++] = value(this.#problem.rows[b], b, h, i, j);
-        }
-      }
-    }
-    return tensor(data, { shape: this.#shape, dtype, backend: cpu() });
-  }
-}
-
-const onCpu = ({ data, shape }: NdArray): Tensor => tensor(data, { shape, dtype: "f32", backend: cpu() });
-
-/** out and lse by the textbook, in f32. */
-function naiveForward(problem: Problem, out: NdArray, lse: NdArray): void {
-  lse.data.fill(-Infinity);
-  scope(() => {
-    const book = new Textbook(problem), { q, k, v, found: { bias, sinks } } = problem;
-    if (sizeOf(book.scoreShape) === 0) return;
-    const result = naiveAttentionWithLse(book.gather(q, "queryAt"), book.gather(k, "keyAt"), book.gather(v, "keyAt"), {
-      ...book.options(),
-      bias: bias ? add(broadcastTo(onCpu(bias), book.scoreShape), book.alibi()) : book.alibi(),
-      sinks: sinks && onCpu(sinks),
-    });
-    book.scatter(result.out, "queryAt", out);
-    book.scatterLse(result.lse, lse);
-  });
-}
-
-/** The gradients of the textbook, by the tape. */
-function naiveBackward(
-  problem: Problem,
-  [dOut, dLse]: readonly NdArray[],
-  gradients: FlashBackwardParams["gradients"],
-  [dq, dk, dv, ...others]: readonly NdArray[],
-): void {
-  scope(() => {
-    const book = new Textbook(problem), { q, k, v, found } = problem;
-    if (sizeOf(book.scoreShape) === 0) return;
-    const alibi = book.alibi(), options = book.options();
-    const more = gradients.map((name) => onCpu(found[name]!));
-    const fixed = (name: "bias" | "sinks") => found[name] && !gradients.includes(name) ? onCpu(found[name]) : undefined;
-    const [bias, sinks] = [fixed("bias"), fixed("sinks")];
-    const [, pullback] = vjp(
-      (q: Tensor, k: Tensor, v: Tensor, ...rest: Tensor[]) => {
-        const given = { bias, sinks, ...Object.fromEntries(gradients.map((name, i) => [name, rest[i]])) };
-        return naiveAttentionWithLse(q, k, v, {
-          ...options,
-          bias: given.bias ? add(broadcastTo(given.bias, book.scoreShape), alibi) : alibi,
-          sinks: given.sinks,
-        });
-      },
-      book.gather(q, "queryAt"),
-      book.gather(k, "keyAt"),
-      book.gather(v, "keyAt"),
-      ...more,
-    );
-    const [gq, gk, gv, ...rest] = pullback({ out: book.gather(dOut, "queryAt"), lse: book.gatherLse(dLse) });
-    book.scatter(gq, "queryAt", dq);
-    book.scatter(gk, "keyAt", dk);
-    book.scatter(gv, "keyAt", dv);
-    rest.forEach((x, i) => others[i].data.set(x.dataSync()));
-  });
-}
-
-/** How large the problems are. */
-interface Sizes {
-  readonly most: number;
-  readonly dims: readonly number[];
-  readonly smooth: boolean;
-}
-
-const usual: Sizes = { most: 9, dims: [4, 4, 8, 3, 16], smooth: false };
-const long: Sizes = { most: 70, dims: [4, 16, 64], smooth: false };
-const tiny: Sizes = { most: 3, dims: [1, 2, 3], smooth: true };
 
 const features = ["alibiSlopes", "bias", "mask", "sinks", "key"] as const;
 
-/** Numbers of a call, and which optional tensors it has. */
-const arbOptions = compose((draw) => {
-  const some = draw(integer(0, 2));
-  const optional = new Set(Array.from({ length: some }, () => draw(elementOf(...features))));
-  const causal = draw(elementOf(false, true)), bounded = draw(integer(0, 3)) === 3;
-  const left = bounded ? draw(integer(0, 5)) : -1, right = bounded ? draw(integer(-1, 5)) : -1;
-  return {
+const buildOf = (type: Arbitrary<DType>, dims: readonly number[]): Arbitrary<Build> =>
+  compose((draw) => {
+    const dtype = draw(type), some = draw(integer(0, 2));
+    const chosen: OptionalInput[] = Array.from({ length: some }, () => draw(elementOf(...features)));
+    const D = draw(elementOf(...dims));
+    return {
+      dtype,
+      biasType: draw(elementOf(dtype, dtype === "f64" ? "f64" : "f32")),
+      D,
+      Dv: draw(integer(0, 3)) === 3 ? draw(elementOf(...dims)) : D,
+      optional: optionalInputs.filter((name) => chosen.includes(name)),
+      isCausal: draw(boolean()),
+      isBounded: draw(integer(0, 3)) === 3,
+      softcap: draw(elementOf(0, 0, 3)),
+      packed: draw(integer(0, 3)) === 3,
+    };
+  });
+
+/**
+ * A few of the values that an arbitrary draws, always the same: a kernel that is built anew takes a software adapter a
+ * second to compile.
+ */
+function few<T>(arbitrary: Arbitrary<T>, count: number): Arbitrary<T> {
+  return new Arbitrary((source) => arbitrary.draw(new Source(new Random(1, source.draw(count - 1)))));
+}
+
+const builds = (held: readonly DType[], count: number): Arbitrary<Build> => {
+  const free = buildOf(typeOf(held, floats), [4, 8, 8, 3, 16, 64]);
+  return held.includes("f64") ? free : few(free, count);
+};
+
+/** The numbers of a call: what its build leaves open. */
+const numbersOf = ({ isCausal, isBounded, softcap, optional }: Build) =>
+  compose((draw) => ({
     scale: draw(elementOf(1, 0.5, 0.25)),
-    window: [left, causal ? 0 : right] as const,
-    softcap: draw(elementOf(0, 0, 3)),
-    dropout: optional.has("key") ? draw(elementOf(0.1, 0.5)) : 0,
-    optional: optionalInputs.filter((name) =>
-      (features as readonly string[]).includes(name) && optional.has(name as "key")
-    ),
-  };
-});
+    window: [
+      isBounded ? draw(integer(0, 5)) : -1,
+      isCausal ? 0 : isBounded ? draw(integer(-1, 5)) : -1,
+    ] as const,
+    softcap,
+    dropout: optional.includes("key") ? draw(elementOf(0.1, 0.5)) : 0,
+  }));
 
 const arbKey = arbTensorData({ shape: [2], dtype: "u32", max: 2 ** 32 - 1 });
 
@@ -281,16 +102,15 @@ const arbKey = arbTensorData({ shape: [2], dtype: "u32", max: 2 ** 32 - 1 });
 const prefix = (lengths: readonly number[]) =>
   given(lengths.reduce((sums, n) => [...sums, sums.at(-1)! + n], [0]), [lengths.length + 1], "i32");
 
-function attentionCalls(type: Arbitrary<DType>, { most, dims, smooth }: Sizes): Arbitrary<Call<FlashParams>> {
+function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): Arbitrary<Call<FlashParams>> {
   return compose((draw) => {
-    const dtype = draw(type), wide: DType = dtype === "f64" ? "f64" : "f32";
+    const built = draw(build), { dtype, biasType, D, Dv, packed, optional } = built;
+    const wide: DType = dtype === "f64" ? "f64" : "f32";
     const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2]) =>
       draw(smooth ? arbSmooth(shape, range, false) : arbInput(shape, of, { range, specials: [0] }));
-    const options = draw(arbOptions), least = smooth ? 1 : 0;
+    const numbers = draw(numbersOf(built)), least = smooth ? 1 : 0;
     const [B, Hk] = [draw(integer(1, 2)), draw(integer(1, 2))], H = Hk * draw(integer(1, smooth ? 2 : 3));
-    const D = draw(elementOf(...dims)), Dv = draw(integer(0, 3)) === 3 ? draw(elementOf(...dims)) : D;
     const length = () => draw(integer(least, most));
-    const packed = draw(integer(0, 3)) === 3;
     const [qs, ks] = [0, 1].map(() => packed ? Array.from({ length: B }, length) : [length()]);
     const [Sq, Sk] = [qs, ks].map((lengths) => Math.max(...lengths));
     const total = (lengths: readonly number[]) => lengths.reduce((a, b) => a + b, 0) + draw(integer(0, smooth ? 0 : 2));
@@ -298,18 +118,18 @@ function attentionCalls(type: Arbitrary<DType>, { most, dims, smooth }: Sizes): 
     const score = () => [B, H, Sq, Sk].map((n) => draw(integer(0, 3)) === 1 ? 1 : n);
     const make: Partial<Record<OptionalInput, () => TensorData>> = {
       alibiSlopes: () => input(draw(boolean()) ? [B, H] : [H], wide, [0, 0.5]),
-      bias: () => input(score(), draw(elementOf(dtype, wide))),
+      bias: () => input(score(), biasType),
       mask: () => draw(arbInput(score(), "bool")),
       sinks: () => input([H], wide),
       key: () => draw(arbKey),
     };
-    const tensors = options.optional.map((name) => make[name]!());
+    const tensors = optional.map((name) => make[name]!());
     const starts = packed ? [draw(prefix(qs)), draw(prefix(ks))] : [];
     return callOf(
       [input([...lead[0], H, D]), input([...lead[1], Hk, D]), input([...lead[1], Hk, Dv]), ...tensors, ...starts],
       {
-        ...options,
-        optional: packed ? [...options.optional, "cuSeqlensQ" as const, "cuSeqlensK" as const] : options.optional,
+        ...numbers,
+        optional: packed ? [...optional, "cuSeqlensQ" as const, "cuSeqlensK" as const] : optional,
         maxSeqlens: packed ? [Sq, Sk] as const : null,
       },
     );
@@ -317,9 +137,9 @@ function attentionCalls(type: Arbitrary<DType>, { most, dims, smooth }: Sizes): 
 }
 
 /** Mostly short sequences. */
-const arbCalls = (held: readonly DType[]) => {
-  const [short, longer] = [usual, long].map((sizes) => attentionCalls(typeOf(held, floats), sizes));
-  return new Arbitrary((source) => (source.draw(19) === 19 ? longer : short).draw(source));
+const arbCalls = (held: readonly DType[], count: number) => {
+  const [short, long] = [9, 70].map((most) => attentionCalls(builds(held, count), most));
+  return new Arbitrary((source) => (source.draw(19) === 19 ? long : short).draw(source));
 };
 
 /** A call of the derivative: what the forward pass gave, and gradients of it. */
@@ -342,25 +162,40 @@ function backwardCall({ inputs, params }: Call<FlashParams>): Arbitrary<Call<Fla
   });
 }
 
-const backwardInputs = <T>([dOut, dLse, q, k, v, out, lse, ...rest]: readonly T[]) => ({
-  cotangents: [dOut, dLse],
-  made: [out, lse],
-  forward: [q, k, v, ...rest],
-});
-
 const short = (D = 4) => [plain([1, 3, 2, D]), plain([1, 4, 2, D]), plain([1, 4, 2, D])] as const;
 const opt = (options: AttentionOptions) => (q: Tensor, k: Tensor, v: Tensor) => flashAttention(q, k, v, options);
+
+const naiveCached = (sum: Sum): Naive<CacheAttentionParams> => (inputs, params, out, lse) => {
+  const [q, k, v, lengths, ...rest] = inputs, found = named(params.optional, rest, 0), { blockTable } = found;
+  const [B, sq, heads] = q.shape, page = k.shape[1], pages = blockTable?.shape[1] ?? 1;
+  const turns = params.window.some((n) => n >= 0);
+  const queries = turned(q, (b, t) => lengths.data[b] + (turns ? t : 0), found, params.interleaved);
+  const rows = Array.from({ length: B }, (_, b): Row => ({
+    sq,
+    sk: Math.min(lengths.data[b] + params.added, page * pages),
+    first: found.cacheLeftpad?.data[b] ?? 0,
+    queryAt: (i) => b * sq + i,
+    keyAt: (j) =>
+      blockTable
+        ? blockTable.data[b * pages + Math.floor(j / page)] * page + j % page
+        : (found.cacheBatchIdx?.data[b] ?? b) * page + j,
+    lseAt: (h, i) => (b * heads + h) * sq + i,
+  }));
+  naiveForward({ rows, q: queries, k, v, found, params }, sum, out, lse);
+};
 
 /** Samples of attention. */
 export const attending = {
   attention: {
     leavesZeros: true,
-    calls: arbCalls,
+    calls: (held) => arbCalls(held, 14),
     accuracy: {
       kind: "worst",
-      naive: [(inputs, params, out, lse) => naiveForward(problemOf(inputs, params), out, lse)],
+      naive: naiveSums.map((sum) => (inputs, params, out, lse) =>
+        naiveForward(problemOf(inputs, params), sum, out, lse)
+      ),
     },
-    smooth: attentionCalls(constant("f64"), tiny),
+    smooth: attentionCalls(buildOf(constant("f64"), [1, 2, 3]), 3, true),
     constants: ({ optional }) => optional.includes("alibiSlopes") ? [3 + optional.indexOf("alibiSlopes")] : [],
     // A row that sees no key has lse −∞, of which no sum can be taken.
     results: ([out, lse]) => [out, where(isFinite(lse), lse, 0)],
@@ -403,13 +238,18 @@ export const attending = {
   } satisfies Sample<FlashParams>,
   attentionBackward: {
     leavesZeros: true,
-    calls: (held) => arbCalls(held).chain(backwardCall),
+    calls: (held) => arbCalls(held, 8).chain(backwardCall),
     accuracy: {
       kind: "worst",
-      naive: [(inputs, params, ...outputs) => {
-        const { cotangents, forward } = backwardInputs(inputs);
-        naiveBackward(problemOf(forward, params), cotangents, params.gradients, outputs);
-      }],
+      naive: naiveSums.map((sum, n) => ([dOut, dLse, q, k, v, out, lse, ...rest], params, ...outputs) =>
+        naiveBackward(
+          problemOf([q, k, v, ...rest], params),
+          [dOut, dLse, out, lse],
+          params.gradients,
+          [sum, naiveSums[(n + 1) % naiveSums.length]],
+          outputs,
+        )
+      ),
     },
     smooth: null,
     refused: null,
@@ -443,7 +283,7 @@ export const attending = {
   cacheAttention: {
     leavesZeros: true,
     calls: (held) => cacheCalls(held).map(({ attend }) => attend),
-    accuracy: { kind: "worst", naive: [naiveCached] },
+    accuracy: { kind: "worst", naive: naiveSums.map(naiveCached) },
     smooth: null,
     refused: oneOf(
       refuse(
@@ -526,23 +366,38 @@ interface CacheCalls {
 
 /** A cache, dense or in pages, what is appended to it, and the attention that follows. */
 function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
+  const free = compose((draw) => {
+    const built = draw(buildOf(typeOf(held, floats), [4, 8, 16, 64])), { dtype } = built, paged = draw(boolean());
+    const narrow = dtype === "f64" ? dtype : draw(elementOf(dtype, dtype, "f32", "f16", "bf16"));
+    return {
+      ...built,
+      paged,
+      cacheType: narrow,
+      newType: draw(elementOf(dtype, narrow)),
+      rotary: draw(boolean()),
+      padded: draw(integer(0, 3)) === 3,
+      chosen: !paged && draw(boolean()),
+      interleaved: draw(boolean()),
+      numSplits: draw(elementOf(0, 0, 1, 2, 3)),
+    };
+  });
+  const build = held.includes("f64") ? free : few(free, 12);
   return compose((draw) => {
-    const dtype = draw(typeOf(held, floats)), wide: DType = dtype === "f64" ? "f64" : "f32";
-    const cacheType = dtype === "f64" ? dtype : draw(elementOf(dtype, dtype, "f32", "f16", "bf16"));
+    const built = draw(build), { dtype, biasType, cacheType, newType, D, Dv, optional } = built;
+    const { paged, rotary, padded, chosen, interleaved, numSplits } = built;
+    const wide: DType = dtype === "f64" ? "f64" : "f32";
     const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2]) =>
       draw(arbInput(shape, of, { range, specials: [0] }));
     const whole = (values: readonly number[], shape: Shape = [values.length]) => draw(given(values, shape, "i32"));
     const [B, T, Sq] = [draw(integer(1, 3)), draw(integer(1, 3)), draw(integer(1, 3))];
-    const Hk = draw(integer(1, 2)), H = Hk * draw(integer(1, 3)), D = draw(elementOf(4, 8, 16, 64));
-    const Dv = draw(integer(0, 3)) === 3 ? draw(elementOf(4, 8)) : D;
-    const paged = draw(boolean()), page = draw(elementOf(1, 4, 16)), pages = draw(integer(1, 4));
-    const chosen = !paged && draw(boolean());
+    const Hk = draw(integer(1, 2)), H = Hk * draw(integer(1, 3));
+    const page = draw(elementOf(1, 4, 16)), pages = draw(integer(1, 4));
     const capacity = paged ? page * pages : draw(integer(1, draw(integer(0, 5)) === 5 ? 300 : 12));
     const rows = paged ? B * pages + draw(integer(0, 2)) : B + (chosen ? draw(integer(0, 2)) : 0);
     const order = draw(shuffled(rows));
     const lengths = Array.from({ length: B }, () => draw(integer(0, Math.max(0, capacity - T))));
-    const { optional, ...numbers } = draw(arbOptions);
-    const rotary = draw(boolean()), width = rotary ? draw(integer(1, D / 2)) : 0;
+    const numbers = draw(numbersOf(built));
+    const width = rotary ? draw(integer(1, D / 2)) : 0;
     const reach = Math.max(...lengths) + Math.max(T, Sq) + 1;
     const places: Partial<Record<OptionalInput, TensorData>> = {
       ...(chosen ? { cacheBatchIdx: whole(order.slice(0, B)) } : {}),
@@ -552,7 +407,7 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
     const score = () => [B, H, Sq, capacity].map((n) => draw(integer(0, 3)) === 1 ? 1 : n);
     const make: Partial<Record<OptionalInput, () => TensorData>> = {
       alibiSlopes: () => input(draw(boolean()) ? [B, H] : [H], wide, [0, 0.5]),
-      bias: () => input(score(), draw(elementOf(dtype, wide))),
+      bias: () => input(score(), biasType),
       mask: () => draw(arbInput(score(), "bool")),
       sinks: () => input([H], wide),
       key: () => draw(arbKey),
@@ -560,7 +415,7 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
     const found: Partial<Record<OptionalInput, TensorData>> = {
       ...Object.fromEntries(optional.map((name) => [name, make[name]!()])),
       ...places,
-      ...(draw(integer(0, 3)) === 3 ? { cacheLeftpad: whole(lengths.map((n) => draw(integer(0, n)))) } : {}),
+      ...(padded ? { cacheLeftpad: whole(lengths.map((n) => draw(integer(0, n)))) } : {}),
     };
     const listed = (of: Partial<Record<OptionalInput, TensorData>>) => {
       const names = optionalInputs.filter((name) => of[name] !== undefined);
@@ -568,11 +423,9 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
     };
     const cache = [input([rows, paged ? page : capacity, Hk, D], cacheType)];
     cache.push(input([rows, paged ? page : capacity, Hk, Dv], cacheType));
-    const before = whole(lengths), interleaved = draw(boolean());
+    const before = whole(lengths);
     const appended = listed(places), attended = listed(found);
-    const newType = draw(elementOf(dtype, cacheType));
     const fresh = [input([B, T, Hk, D], newType), input([B, T, Hk, Dv], newType)];
-    const numSplits = draw(elementOf(0, 0, 1, 2, 3));
     const added = Math.min(draw(elementOf(0, T)), capacity);
     return {
       append: callOf([...cache, ...fresh, before, ...appended.tensors], { optional: appended.names, interleaved }),
@@ -626,23 +479,4 @@ function naiveAppend(
   const tensors = places.map((name) => found[name]!);
   const params = { optional: places, interleaved };
   cacheAppendOp.reference([kCache, vCache, keys, v, lengths, ...tensors], params, out[0], out[1]);
-}
-
-function naiveCached(inputs: readonly NdArray[], params: CacheAttentionParams, out: NdArray, lse: NdArray): void {
-  const [q, k, v, lengths, ...rest] = inputs, found = named(params.optional, rest, 0), { blockTable } = found;
-  const [B, sq, heads] = q.shape, page = k.shape[1], pages = blockTable?.shape[1] ?? 1;
-  const turns = params.window.some((n) => n >= 0);
-  const queries = turned(q, (b, t) => lengths.data[b] + (turns ? t : 0), found, params.interleaved);
-  const rows = Array.from({ length: B }, (_, b): Row => ({
-    sq,
-    sk: Math.min(lengths.data[b] + params.added, page * pages),
-    first: found.cacheLeftpad?.data[b] ?? 0,
-    queryAt: (i) => b * sq + i,
-    keyAt: (j) =>
-      blockTable
-        ? blockTable.data[b * pages + Math.floor(j / page)] * page + j % page
-        : (found.cacheBatchIdx?.data[b] ?? b) * page + j,
-    lseAt: (h, i) => (b * heads + h) * sq + i,
-  }));
-  naiveForward({ rows, q: queries, k, v, found, params }, out, lse);
 }

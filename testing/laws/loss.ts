@@ -48,13 +48,24 @@ interface Row {
   readonly slopes: number[];
 }
 
-/** Loss, lse and slopes by the logits of one row, in f32. */
-function naiveRow(logits: readonly number[], label: number, params: RowLoss, sum: Sum): Row {
+/** tanh out of e^2x, in f32. */
+const stepwiseTanh = (x: number) => f(1 - f(2 / f(f(Math.exp(f(2 * x))) + 1)));
+
+/**
+ * Loss, lse and slopes by the logits of one row, in f32; with `known`, the row's exact logits, lse comes from a forward
+ * pass that was rounded otherwise, so that e^(z − lse) of a sure class is not 1 by luck.
+ */
+function naiveRow(logits: readonly number[], label: number, params: RowLoss, sum: Sum, known?: readonly number[]): Row {
   const { ignoreIndex, labelSmoothing, zLoss, softcap } = params, V = logits.length;
-  const bent = softcap > 0 ? logits.map((x) => f(Math.tanh(f(x / softcap)))) : [];
+  const tanh = known ? stepwiseTanh : Math.tanh;
+  const bent = softcap > 0 ? logits.map((x) => f(tanh(f(x / softcap)))) : [];
   const z = softcap > 0 ? bent.map((t) => f(t * softcap)) : logits;
   const max = z.reduce((a, b) => Math.max(a, b), -Infinity);
-  const lse = V === 0 ? -Infinity : f(max + f(Math.log(sum(z.map((x) => f(Math.exp(f(x - max))))))));
+  const lse = V === 0
+    ? -Infinity
+    : known
+    ? f(exactLse(known, params))
+    : f(max + f(Math.log(sum(z.map((x) => f(Math.exp(f(x - max))))))));
   if (label === ignoreIndex) return { loss: 0, lse, slopes: z.map(() => 0) };
   const inside = label >= 0 && label < V, keep = f(1 - labelSmoothing), share = f(labelSmoothing / V);
   const smooth = labelSmoothing > 0 ? f(share * sum(z)) : 0;
@@ -80,6 +91,13 @@ function logitsOf(hidden: NdArray, weight: NdArray | null, sum: Sum): number[][]
   });
 }
 
+/** The same in f64. */
+function exactLogitsOf({ shape: [N, D], data: h }: NdArray, { shape: [V], data: w }: NdArray): number[][] {
+  const dot = (i: number, j: number) =>
+    Array.from(h.subarray(i * D, (i + 1) * D)).reduce((sum, x, d) => sum + x * w[j * D + d], 0);
+  return Array.from({ length: N }, (_, i) => Array.from({ length: V }, (_, j) => dot(i, j)));
+}
+
 /** dhidden and dweight from slopes by the logits. */
 function pull(
   slopes: number[][],
@@ -102,7 +120,10 @@ function pull(
   }
 }
 
-const by = (make: (sum: Sum) => Naive<RowLoss>): Accuracy<RowLoss> => ({ kind: "worst", naive: naiveSums.map(make) });
+const by = (make: (sum: Sum, apart: boolean) => Naive<RowLoss>, aparts = [false]): Accuracy<RowLoss> => ({
+  kind: "worst",
+  naive: aparts.flatMap((apart) => naiveSums.map((sum) => make(sum, apart))),
+});
 
 const forward = (sum: Sum, linear: boolean): Naive<RowLoss> => (inputs, params, losses, lses) => {
   const [x, w] = inputs, labels = inputs[linear ? 2 : 1];
@@ -137,14 +158,15 @@ function linearCalls(of: typeof sizes, input: Input, outside: boolean, scale?: I
   });
 }
 
+function exactLse(logits: readonly number[], { softcap }: RowLoss): number {
+  const z = logits.map((x) => softcap > 0 ? softcap * Math.tanh(x / softcap) : x);
+  const max = Math.max(-Infinity, ...z);
+  return max + Math.log(z.reduce((sum, x) => sum + Math.exp(x - max), 0));
+}
+
 /** The lse that the forward pass gave, for calls of a derivative. */
-function lseOf(logits: number[][], { softcap }: RowLoss, dtype: DType): Arbitrary<TensorData> {
-  const lse = logits.map((row) => {
-    const z = row.map((x) => softcap > 0 ? softcap * Math.tanh(x / softcap) : x);
-    const max = Math.max(-Infinity, ...z);
-    return max + Math.log(z.reduce((sum, x) => sum + Math.exp(x - max), 0));
-  });
-  return given(lse, [lse.length], dtype);
+function lseOf(logits: number[][], params: RowLoss, dtype: DType): Arbitrary<TensorData> {
+  return given(logits.map((row) => exactLse(row, params)), [logits.length], dtype);
 }
 
 const exactSum: Sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -210,12 +232,14 @@ export const losses = {
         const lse = lseOf(logitsOf(asArray(x), null, exactSum), params, accumulatorOf(dtype));
         return callOf([draw(cotangent(dtype)([x.shape[0]])), x, t, draw(lse)], params);
       }),
-    accuracy: by((sum) => ([dloss, x, labels], params, dx) =>
-      logitsOf(x, null, sum).forEach((z, i) =>
-        naiveRow(z, labels.data[i], params, sum).slopes.forEach((s, j) =>
-          dx.data[i * z.length + j] = f(dloss.data[i] * s)
-        )
-      )
+    accuracy: by(
+      (sum, apart) => ([dloss, x, labels], params, dx) =>
+        logitsOf(x, null, sum).forEach((z, i) =>
+          naiveRow(z, labels.data[i], params, sum, apart ? z : undefined).slopes.forEach((s, j) =>
+            dx.data[i * z.length + j] = f(dloss.data[i] * s)
+          )
+        ),
+      [false, true],
     ),
     smooth: null,
     refused: null,
@@ -234,15 +258,16 @@ export const losses = {
       compose((draw) => {
         const dtype = draw(typeOf(held, floats));
         const { inputs, params } = draw(linearCalls(sizes, (s) => arbInput(s, dtype, weightRange), true));
-        const lse = lseOf(logitsOf(asArray(inputs[0]), asArray(inputs[1]), exactSum), params, accumulatorOf(dtype));
+        const lse = lseOf(exactLogitsOf(asArray(inputs[0]), asArray(inputs[1])), params, accumulatorOf(dtype));
         return callOf([draw(cotangent(dtype)([inputs[0].shape[0]])), ...inputs, draw(lse)], params);
       }),
-    accuracy: by((sum) => ([dloss, x, w, labels], params, dx, dw) => {
+    accuracy: by((sum, apart) => ([dloss, x, w, labels], params, dx, dw) => {
+      const known = apart ? exactLogitsOf(x, w) : [];
       const slopes = logitsOf(x, w, sum).map((z, i) =>
-        naiveRow(z, labels.data[i], params, sum).slopes.map((s) => f(dloss.data[i] * s))
+        naiveRow(z, labels.data[i], params, sum, known[i]).slopes.map((s) => f(dloss.data[i] * s))
       );
       pull(slopes, x, w, sum, dx, dw);
-    }),
+    }, [false, true]),
     smooth: null,
     refused: null,
   } satisfies Sample<RowLoss>,
