@@ -50,6 +50,7 @@ import {
   writerFunctions,
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
+import { rowsPerGroup } from "./attention_rows.ts";
 import {
   type AttentionSettings,
   dropoutText,
@@ -93,6 +94,8 @@ export interface AttentionBackwardParams {
   readonly features: AttentionFeatures;
   /** Heads vary fastest, tiles with the most work start first. */
   readonly longFirst: boolean;
+  /** Keys kernel only: a tile's sums are made apart and then added, for fewer roundings in a row and more registers. */
+  readonly stepwise: boolean;
   /** Queries kernel only: also write dS, f32 [B, H, Sq, Sk], where a query sees a key. */
   readonly dBias: boolean;
 }
@@ -107,12 +110,13 @@ export function attentionBackwardMemory(params: AttentionBackwardParams): number
 }
 
 function nameOf(kind: string, params: AttentionBackwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, dOut, grad, features, longFirst, dBias } = params;
+  const { tile, headDim, valueDim, q, k, v, dOut, grad, features, longFirst, stepwise, dBias } = params;
   return [
     `attention_backward_${kind}_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, dOut].map(operandName),
     grad,
     ...(longFirst ? ["long"] : []),
+    ...(stepwise ? ["stepwise"] : []),
     ...(dBias ? ["dbias"] : []),
   ].join("_") + featuresName(features);
 }
@@ -124,7 +128,7 @@ function interfaceOf({ q, k, v, dOut, features }: AttentionBackwardParams) {
       k: operandType(k),
       v: operandType(v),
       dOut: operandType(dOut),
-      rowStats: "vec2f",
+      rowStats: "vec4f",
       ...featureReads(features),
     },
     uniforms: {
@@ -192,7 +196,7 @@ export function attentionBackwardKeys(params: AttentionBackwardParams): Kernel {
 }
 
 function keysBody(params: AttentionBackwardParams): string {
-  const { tile, headDim, valueDim, features, longFirst } = params;
+  const { tile, headDim, valueDim, features, longFirst, stepwise } = params;
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
   const keyTile = ty * rows, queryTile = tx * columns;
@@ -203,6 +207,13 @@ function keysBody(params: AttentionBackwardParams): string {
   const zeros = (name: string, outs: number): string =>
     perRow((r) => each(outs, (e) => `var ${name}${r}_${e} = vec4f();`).join(" "));
   const clear = (name: string): string => perRow((r) => each(columns, (c) => `${name}${r}_${c} = 0.0f;`).join(" "));
+
+  const mix = (scores: string, right: TileRows, outs: number, to: string): string => {
+    const product = (o: string) => mixProduct(tile, scores, right, outs, o, `min(${queryTile}u, queryTo - q0)`);
+    if (!stepwise) return product(to);
+    const add = perRow((r) => each(outs, (e) => `${to}${r}_${e} += step${r}_${e};`).join(" "));
+    return `{ ${zeros("step", outs)}\n${product("step")}\n${add} }`;
+  };
 
   // The dropout generator gives four keys of one query a call, so its bits are drawn column by column beforehand.
   const drops = !features.dropout ? "" : [
@@ -232,7 +243,7 @@ function keysBody(params: AttentionBackwardParams): string {
         const c = n * 4 + i, s = `s${r}_${c}`;
         const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${scoreText(features, s, query(c), key(r))} ` +
-          `let e = exp2(${s} - stats${c}.x); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y)${slope}; }`;
+          `let e = exp2(${s} - stats${c}.x - stats${c}.z); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y)${slope}; }`;
       }).join("\n")
     }
     if (edge) {
@@ -266,14 +277,16 @@ function keysBody(params: AttentionBackwardParams): string {
       ${dotProduct(tile, "s", k, q, " * u.scale")}
       ${
     each(columns, (c) =>
-      `let stats${c} = select(vec2f(1e30f, 0.0f), rowStats[lseAt + min(${query(c)}, sq - 1u)], ${query(c)} < sq);`)
+      `let stats${c} = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), rowStats[lseAt + min(${query(c)}, sq - 1u)], ${
+        query(c)
+      } < sq);`)
       .join("\n")
   }
       let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
       ${drops}
       ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
-      ${mixProduct(tile, "g", dOut, outsV, "y", `min(${queryTile}u, queryTo - q0)`)}
-      ${mixProduct(tile, "s", q, outsK, "x", `min(${queryTile}u, queryTo - q0)`)}
+      ${mix("g", dOut, outsV, "y")}
+      ${mix("s", q, outsK, "x")}
     }
   }
   ${
@@ -326,7 +339,7 @@ function queriesBody(params: AttentionBackwardParams): string {
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
         return `{ ${scoreText(features, s, query(r), key(c))} ` +
-          `let ds = exp2(${s} - stats${r}.x) * (dp.${x}${seen} - stats${r}.y); ${bias} ${s} = ds${slope}; }`;
+          `let ds = exp2(${s} - stats${r}.x - stats${r}.z) * (dp.${x}${seen} - stats${r}.y); ${bias} ${s} = ds${slope}; }`;
       }).join("\n")
     }
     if (edge) {
@@ -354,7 +367,9 @@ function queriesBody(params: AttentionBackwardParams): string {
   ${perRow((r) => each(outsK, (e) => `var x${r}_${e} = vec4f();`).join(" "))}
   ${
     perRow((r) =>
-      `let stats${r} = select(vec2f(1e30f, 0.0f), rowStats[lseAt + min(${query(r)}, sq - 1u)], ${query(r)} < sq);`
+      `let stats${r} = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), rowStats[lseAt + min(${query(r)}, sq - 1u)], ${
+        query(r)
+      } < sq);`
     )
   }
   for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
@@ -406,15 +421,17 @@ export function pickAttentionBackward(
     features: { ...features, sinks: false },
     longFirst: features.window,
   };
-  const choose = (tiles: readonly AttentionTile[], dBias: boolean): AttentionBackwardParams => {
+  // Where there are registers to spare, since few workgroups are there to hide behind one another anyway.
+  const stepwise = shape.batch * shape.kvHeads * Math.ceil(shape.seqlenK / 64) < 256;
+  const choose = (tiles: readonly AttentionTile[], stepwise: boolean, dBias: boolean): AttentionBackwardParams => {
     for (const tile of tiles) {
-      const params = { ...common, tile, dBias };
+      const params = { ...common, tile, stepwise, dBias };
       if (fits(capabilities, tile, attentionBackwardMemory(params))) return params;
     }
     throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
   };
   const { keys, queries } = backwardTiles(capabilities, shape, features.window);
-  return { keys: choose(keys, false), queries: choose(queries, dBias) };
+  return { keys: choose(keys, stepwise, false), queries: choose(queries, false, dBias) };
 }
 
 /** Tiles to try for both kernels, best first; few workgroups are spread over smaller tiles. */
@@ -476,10 +493,10 @@ export function planAttentionBackward(
       },
     };
   };
-  const rows = sequences * sq * heads, groups = Math.min(65535, Math.ceil(rows / 32));
+  const rows = sequences * sq * heads, groups = Math.min(65535, Math.ceil(rows / rowsPerGroup));
   return {
     rows: {
-      workgroups: [groups, groups === 0 ? 0 : Math.ceil(rows / 32 / groups), 1],
+      workgroups: [groups, groups === 0 ? 0 : Math.ceil(rows / rowsPerGroup / groups), 1],
       uniforms: { sq, heads, rows, groups },
     },
     keys: plan(keys, seqlenK, kvHeads),

@@ -257,7 +257,7 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
   };
   const picked = pickAttentionBackward(call.capabilities, shape, at, storage, features, scores !== undefined);
   const plan = planAttentionBackward(picked, shape, at, settings);
-  const rowStats = call.temporary([...lse.shape, 2], "f32");
+  const rowStats = call.temporary([...lse.shape, 4], "f32");
   const views: Record<string, View> = { q, k, v, dOut, out, lse, dLse, rowStats, ...bindings };
   const rowsKernel = attentionBackwardRows({
     valueDim,

@@ -179,11 +179,11 @@ function cases(few: number, holds: (c: Case) => boolean): Case[] {
 }
 
 /**
- * The kernels' f32 gradients of one or three queries or keys miss the rule by a few tenths, and dq of a single key, whose
- * naive gradient is exactly 0, by some 1e-6: they are not in the sample. `FLASHTAPE_GRID='f32 Sq(239|799) .*'` shows them.
+ * The backward has p from lse, whose own rounding shows where one or three f32 queries leave nothing to average: dk then
+ * misses the rule by a few hundredths. These are not in the sample; `FLASHTAPE_GRID='f32 Sq(1|3) .*'` shows them.
  */
-function isKept({ dtype, Sq, Sk }: Case): boolean {
-  return Sk > 1 && (dtype !== "f32" || Math.min(Sq, Sk) > 3);
+function isKept({ dtype, Sq }: Case): boolean {
+  return dtype !== "f32" || Sq > 3;
 }
 
 const backends: Record<string, { open: () => Promise<Backend>; few: number; holds: (c: Case) => boolean }> = {
