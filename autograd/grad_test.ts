@@ -101,7 +101,7 @@ Deno.test("grad() frees what its function made, and what a function made that th
   assert.equal(bytesHeld(), before);
 });
 
-Deno.test("a training loop without one dispose runs in constant memory, and learns", () => {
+Deno.test("a training loop that disposes of its gradients holds the same memory at every step, and learns", () => {
   const x = randn(key(1), [16, 3]), target = matmul(x, tensor([[1], [-2], [3]]));
   const loss = (w: Tensor) => mean(square(sub(matmul(x, w), target)));
   const learningRate = tensor(0.2);

@@ -36,7 +36,7 @@ export function isDense({ shape, strides }: Layout): boolean {
   let step = 1;
   for (let i = shape.length - 1; i >= 0; i--) {
     if (shape[i] === 0) return true;
-    if (shape[i] !== 1 && strides[i] !== step) return false;
+    if (shape[i] !== 1 && strides[i] !== step) return sizeOf(shape) === 0;
     step *= shape[i];
   }
   return true;
