@@ -40,7 +40,7 @@ for (const subject of subjects()) {
   property(`${name}() has the derivative of central differences`, [sample.smooth], async (call) => {
     const { f, xs } = differentiable(subject, call);
     await checkGradients(f, [xs]);
-  }, { runs: 40 });
+  });
 
   if (sample.once) {
     property(`${name}() refuses a second derivative and says where there is one`, [sample.smooth], (call) => {
@@ -51,12 +51,12 @@ for (const subject of subjects()) {
         assert.match(error.message, /no second derivative: take it through (eager|naive)/);
         return true;
       });
-    }, { runs: 10 });
+    });
   } else {
     property(`${name}() has the second derivative of central differences`, [sample.smooth], async (call) => {
       const { f, xs } = differentiable(subject, call);
       await checkGradients(slopes(f), [xs]);
-    }, { runs: 20 });
+    });
   }
 }
 
