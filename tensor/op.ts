@@ -8,12 +8,15 @@ import { consume, makeTensor, rangeOf, setRange, type Storage, storageOf, type T
 
 /** What is known of a tensor before it is computed. */
 export interface Spec {
+  /** Axis lengths, outermost first. */
   readonly shape: Shape;
+  /** Element type. */
   readonly dtype: DType;
 }
 
 /** Elements on the host, as references see them. f16 and bf16 are held as f32 values. */
 export interface NdArray extends Spec, Layout {
+  /** The elements that the layout looks into. */
   readonly data: HostArray;
 }
 
