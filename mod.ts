@@ -13,7 +13,7 @@
  * @module
  */
 export { checkpoint, grad, stopGradient, valueAndGrad, vjp } from "./autograd/grad.ts";
-export type { ArgNums, GradientsOf, GradOptions, VjpFunction } from "./autograd/grad.ts";
+export type { ArgNums, GradientsOf, GradOptions, TensorsOf, VjpFunction } from "./autograd/grad.ts";
 export { init } from "./kernels/init.ts";
 export type { InitOptions } from "./kernels/init.ts";
 export { webgpu } from "./kernels/webgpu.ts";

@@ -16,6 +16,9 @@ export type ArgNums = number | readonly number[];
 export type GradientsOf<A extends readonly unknown[], N extends ArgNums> = N extends number ? A[N]
   : { [K in keyof N]: N[K] extends number ? A[N[K]] : never };
 
+/** The gradients of arguments that are tensors: one, or a list with one for each. */
+export type TensorsOf<N extends ArgNums> = N extends number ? Tensor : { [K in keyof N]: Tensor };
+
 /** Options of {@linkcode valueAndGrad}. */
 export interface GradOptions<Aux extends boolean = boolean> {
   /** `f` returns `[value, aux]`; aux comes back untouched. */
@@ -75,6 +78,12 @@ function expectScalar(op: string, value: unknown): Tensor {
  * console.log(await value.item(), await dx.array()); // 14 [2, 4, 6]
  * ```
  */
+export function valueAndGrad<const N extends ArgNums = 0>(
+  f: (...args: Tensor[]) => Tensor,
+  argnums?: N,
+  options?: GradOptions<false>,
+): (...args: Tensor[]) => [value: Tensor, gradients: TensorsOf<N>];
+/** Arguments are plain nested objects and arrays of tensors, or anything that is not differentiated by. */
 export function valueAndGrad<A extends readonly unknown[], const N extends ArgNums = 0>(
   f: (...args: A) => Tensor,
   argnums?: N,
@@ -133,11 +142,20 @@ function differentiate<A extends readonly unknown[]>(
  * console.log(await cube(tensor([1, 2])).array()); // [3, 12]
  * ```
  */
+export function grad<const N extends ArgNums = 0>(
+  f: (...args: Tensor[]) => Tensor,
+  argnums?: N,
+): (...args: Tensor[]) => TensorsOf<N>;
+/** Arguments are plain nested objects and arrays of tensors, or anything that is not differentiated by. */
 export function grad<A extends readonly unknown[], const N extends ArgNums = 0>(
   f: (...args: A) => Tensor,
   argnums?: N,
-): (...args: A) => GradientsOf<A, N> {
-  return (...args) => scope(() => differentiate("grad", f, args, argnums ?? 0, false)[1]) as GradientsOf<A, N>;
+): (...args: A) => GradientsOf<A, N>;
+export function grad<A extends readonly unknown[]>(
+  f: (...args: A) => Tensor,
+  argnums?: ArgNums,
+): (...args: A) => unknown {
+  return (...args) => scope(() => differentiate("grad", f, args, argnums ?? 0, false)[1]);
 }
 
 /** From a gradient of the result to those of the primals. */
@@ -228,6 +246,9 @@ class Entrances implements Observer {
  * const dx = grad((x) => sum(block(x)))(tensor([0, 1]));
  * ```
  */
+export function checkpoint<R>(f: (...args: Tensor[]) => R): (...args: Tensor[]) => R;
+/** Arguments are plain nested objects and arrays of tensors, or anything else that `f` takes. */
+export function checkpoint<A extends readonly unknown[], R>(f: (...args: A) => R): (...args: A) => R;
 export function checkpoint<A extends readonly unknown[], R>(f: (...args: A) => R): (...args: A) => R {
   return (...args) => {
     const tapes = listening().filter((o) => o instanceof Tape);

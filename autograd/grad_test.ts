@@ -129,7 +129,7 @@ property("checkpoint() changes neither values nor gradients, with what it captur
     const block = wrap((x: Tensor, w: Tensor) => mul(inner(matmul(x, w)), captured));
     return sum(square(block(block(x, w), w)));
   };
-  const plain = model((f) => f), saved = model(checkpoint);
+  const plain = model(<F>(f: F) => f), saved = model(checkpoint);
   const [value, gradients] = valueAndGrad(saved, [0, 1])(x, w);
   const [expected, wanted] = valueAndGrad(plain, [0, 1])(x, w);
   await assertClose(value, expected, { atol: 0, rtol: 0 });

@@ -5,7 +5,12 @@ import { DTypeError } from "./errors.ts";
 export type DType = "f64" | "f32" | "f16" | "bf16" | "i32" | "u32" | "bool";
 
 /** What `data()` gives: f16 and bf16 as f32, bool as 0 and 1. */
-export type HostArray = Float64Array<ArrayBuffer> | Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer> | Uint32Array<ArrayBuffer> | Uint8Array<ArrayBuffer>;
+export type HostArray =
+  | Float64Array<ArrayBuffer>
+  | Float32Array<ArrayBuffer>
+  | Int32Array<ArrayBuffer>
+  | Uint32Array<ArrayBuffer>
+  | Uint8Array<ArrayBuffer>;
 
 interface DTypeInfo {
   /** Bytes an element takes in files and in `bytes()`. */
@@ -96,8 +101,8 @@ export function bf16Value(bits: number): number {
 
 /** Rounds every element to a 16-bit type, in place. Other types are left as they are. */
 export function roundTo(dtype: DType, data: HostArray): void {
-  if (dtype === "f16") for (let i = 0; i < data.length; i++) data[i] = f16Value(f16Bits(data[i]));
-  if (dtype === "bf16") for (let i = 0; i < data.length; i++) data[i] = bf16Value(bf16Bits(data[i]));
+  if (dtype === "f16") { for (let i = 0; i < data.length; i++) data[i] = f16Value(f16Bits(data[i])); }
+  if (dtype === "bf16") { for (let i = 0; i < data.length; i++) data[i] = bf16Value(bf16Bits(data[i])); }
 }
 
 /** Host values as little-endian bytes of a type, as files hold them. */

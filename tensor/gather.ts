@@ -113,7 +113,9 @@ export function scatterAdd(
  * @throws {IndexError} when an index made from host data is not below `depth`
  */
 export function oneHot(indices: Tensor, depth: number, { dtype = "f32" }: { readonly dtype?: DType } = {}): Tensor {
-  if (!indexTypes.includes(indices.dtype)) throw new DTypeError("oneHot", `indices are ${indices.dtype}, expected i32 or u32`);
+  if (!indexTypes.includes(indices.dtype)) {
+    throw new DTypeError("oneHot", `indices are ${indices.dtype}, expected i32 or u32`);
+  }
   if (!Number.isInteger(depth) || depth < 0) throw new ValueError("oneHot", `depth is a whole number, got ${depth}`);
   checkRange("oneHot", indices, depth);
   const places = arange(0, depth, { dtype: indices.dtype, backend: indices.backend });
