@@ -158,6 +158,9 @@ export function grad<A extends readonly unknown[]>(
   return (...args) => scope(() => differentiate("grad", f, args, argnums ?? 0, false)[1]);
 }
 
+/** Frees what a pullback saved when nobody calls or disposes it. */
+const forgotten = new FinalizationRegistry<() => void>((end) => end());
+
 /** From a gradient of the result to those of the primals. */
 export interface VjpFunction<A extends readonly unknown[]> extends Disposable {
   /**
@@ -220,7 +223,9 @@ export function vjp<A extends readonly unknown[], R>(
     if (!retain) end();
     return arrange(primals, all, gradients) as A;
   };
-  return [value, Object.assign(pullback, { [Symbol.dispose]: end })];
+  const owner = Object.assign(pullback, { [Symbol.dispose]: end });
+  forgotten.register(owner, end);
+  return [value, owner];
 }
 
 /** Notes every tensor that comes into a function from outside it. */

@@ -1,14 +1,16 @@
 /** Lifetimes: a scope frees what was made inside it and not returned. */
-import { storageOf, type Tensor } from "./tensor.ts";
+import { guard, storageOf, type Tensor } from "./tensor.ts";
 import { forEachTensor } from "./tree.ts";
 
 type Made = Set<Tensor>;
 
 const open: Made[] = [];
 
-/** Notes a new handle in the innermost scope. */
+/** Notes a new handle in the innermost scope, which will free it; outside all scopes the finaliser may. */
 export function track<T extends Tensor>(x: T): T {
-  open.at(-1)?.add(x);
+  const made = open.at(-1);
+  if (made === undefined) guard(x);
+  else made.add(x);
   return x;
 }
 

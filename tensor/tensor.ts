@@ -61,7 +61,6 @@ export class Tensor implements Layout {
     this.id = id;
     this.#storage = storage;
     storage.refs++;
-    net.register(this, storage, this);
   }
 
   static {
@@ -169,7 +168,12 @@ export function makeTensor(backend: Backend, storage: Storage, layout: Layout, d
   return create(backend, storage, layout, dtype, origin, nextId++);
 }
 
-/** A second handle of the same value, with a lifetime of its own. */
+/** Lets the finaliser free a handle that nobody disposes. Handles that a scope or a tape will free need no such net. */
+export function guard(x: Tensor): void {
+  net.register(x, open(x, x.origin), x);
+}
+
+/** A second handle of the same value, with a lifetime of its own, which whoever asks for it ends. */
 export function alias(x: Tensor): Tensor {
   return create(x.backend, open(x, x.origin), x, x.dtype, x.origin, x.id);
 }
