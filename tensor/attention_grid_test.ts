@@ -188,8 +188,8 @@ function isKept({ dtype, Sq, Sk }: Case): boolean {
 }
 
 const backends: Record<string, { open: () => Promise<Backend>; few: number; holds: (c: Case) => boolean }> = {
-  cpu: { open: () => Promise.resolve(cpu()), few: 5, holds: () => true },
-  webgpu: { open: () => needAdapter(webgpu()), few: 12, holds: isKept },
+  cpu: { open: () => Promise.resolve(cpu()), few: 4, holds: () => true },
+  webgpu: { open: () => needAdapter(webgpu()), few: 8, holds: isKept },
 };
 
 for (const [name, { open, few, holds }] of Object.entries(backends)) {
