@@ -18,7 +18,6 @@ import { dense, type NdArray, ndarray, type ParamsOf } from "../../tensor/op.ts"
 import type { Shape } from "../../tensor/shape.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { Arbitrary, boolean, compose, constant, elementOf, float, integer, oneOf } from "../arbitrary.ts";
-import { Random, Source } from "../choices.ts";
 import { arbTensorData, type TensorData } from "../tensors.ts";
 import { onHost } from "./accuracy.ts";
 import { naiveBackward, naiveForward, problemOf, type Row } from "./attention_naive.ts";
@@ -27,6 +26,7 @@ import {
   arbSmooth,
   type Call,
   callOf,
+  few,
   floats,
   given,
   type Naive,
@@ -49,35 +49,33 @@ interface Build {
   readonly isBounded: boolean;
   readonly softcap: number;
   readonly packed: boolean;
+  /** Which of q, k and v may be a view: loads of four at a time are another kernel than single ones. */
+  readonly viewed: number;
+  /** Whether bias and sinks get gradients. */
+  readonly pulls: boolean;
 }
 
 const features = ["alibiSlopes", "bias", "mask", "sinks", "key"] as const;
 
 const buildOf = (type: Arbitrary<DType>, dims: readonly number[]): Arbitrary<Build> =>
   compose((draw) => {
-    const dtype = draw(type), some = draw(integer(0, 2));
+    const dtype = draw(type), some = draw(elementOf(0, 1, 1, 2));
     const chosen: OptionalInput[] = Array.from({ length: some }, () => draw(elementOf(...features)));
     const D = draw(elementOf(...dims));
     return {
       dtype,
       biasType: draw(elementOf(dtype, dtype === "f64" ? "f64" : "f32")),
       D,
-      Dv: draw(integer(0, 3)) === 3 ? draw(elementOf(...dims)) : D,
+      Dv: draw(elementOf(D, D, draw(elementOf(...dims)))),
       optional: optionalInputs.filter((name) => chosen.includes(name)),
       isCausal: draw(boolean()),
-      isBounded: draw(integer(0, 3)) === 3,
+      isBounded: draw(elementOf(false, false, true)),
       softcap: draw(elementOf(0, 0, 3)),
-      packed: draw(integer(0, 3)) === 3,
+      packed: draw(elementOf(false, false, true)),
+      viewed: draw(integer(0, 3)),
+      pulls: draw(boolean()),
     };
   });
-
-/**
- * A few of the values that an arbitrary draws, always the same: a kernel that is built anew takes a software adapter a
- * second to compile.
- */
-function few<T>(arbitrary: Arbitrary<T>, count: number): Arbitrary<T> {
-  return new Arbitrary((source) => arbitrary.draw(new Source(new Random(1, source.draw(count - 1)))));
-}
 
 const builds = (held: readonly DType[], count: number): Arbitrary<Build> => {
   const free = buildOf(typeOf(held, floats), [4, 8, 8, 3, 16, 64]);
@@ -102,12 +100,18 @@ const arbKey = arbTensorData({ shape: [2], dtype: "u32", max: 2 ** 32 - 1 });
 const prefix = (lengths: readonly number[]) =>
   given(lengths.reduce((sums, n) => [...sums, sums.at(-1)! + n], [0]), [lengths.length + 1], "i32");
 
-function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): Arbitrary<Call<FlashParams>> {
+interface BuiltCall {
+  readonly built: Build;
+  readonly call: Call<FlashParams>;
+}
+
+function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): Arbitrary<BuiltCall> {
   return compose((draw) => {
-    const built = draw(build), { dtype, biasType, D, Dv, packed, optional } = built;
+    const built = draw(build), { dtype, biasType, D, Dv, packed, optional, viewed } = built;
     const wide: DType = dtype === "f64" ? "f64" : "f32";
-    const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2]) =>
-      draw(smooth ? arbSmooth(shape, range, false) : arbInput(shape, of, { range, specials: [0] }));
+    const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2], views = true) =>
+      draw(smooth ? arbSmooth(shape, range, false) : arbInput(shape, of, { range, specials: [0], views }));
+    const operand = (shape: Shape, i: number) => input(shape, dtype, [-2, 2], i === viewed);
     const numbers = draw(numbersOf(built)), least = smooth ? 1 : 0;
     const [B, Hk] = [draw(integer(1, 2)), draw(integer(1, 2))], H = Hk * draw(integer(1, smooth ? 2 : 3));
     const length = () => draw(integer(least, most));
@@ -125,14 +129,13 @@ function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): 
     };
     const tensors = optional.map((name) => make[name]!());
     const starts = packed ? [draw(prefix(qs)), draw(prefix(ks))] : [];
-    return callOf(
-      [input([...lead[0], H, D]), input([...lead[1], Hk, D]), input([...lead[1], Hk, Dv]), ...tensors, ...starts],
-      {
-        ...numbers,
-        optional: packed ? [...optional, "cuSeqlensQ" as const, "cuSeqlensK" as const] : optional,
-        maxSeqlens: packed ? [Sq, Sk] as const : null,
-      },
-    );
+    const qkv = [[...lead[0], H, D], [...lead[1], Hk, D], [...lead[1], Hk, Dv]].map(operand);
+    const call = callOf([...qkv, ...tensors, ...starts], {
+      ...numbers,
+      optional: packed ? [...optional, "cuSeqlensQ" as const, "cuSeqlensK" as const] : optional,
+      maxSeqlens: packed ? [Sq, Sk] as const : null,
+    });
+    return { built, call };
   });
 }
 
@@ -143,7 +146,7 @@ const arbCalls = (held: readonly DType[], count: number) => {
 };
 
 /** A call of the derivative: what the forward pass gave, and gradients of it. */
-function backwardCall({ inputs, params }: Call<FlashParams>): Arbitrary<Call<FlashBackwardParams>> {
+function backwardCall({ built, call: { inputs, params } }: BuiltCall): Arbitrary<Call<FlashBackwardParams>> {
   return compose((draw) => {
     const [q] = inputs, specs = attentionOp.infer(inputs, params) as readonly { shape: Shape; dtype: DType }[];
     const results = specs.map(({ shape }) => ndarray({ shape, dtype: "f64" }));
@@ -156,8 +159,10 @@ function backwardCall({ inputs, params }: Call<FlashParams>): Arbitrary<Call<Fla
       roundTo(dtype, data);
       return draw(given(Array.from(data), shape, dtype));
     });
-    const cotangents = specs.map(({ shape, dtype }) => draw(arbInput(shape, dtype, { range: [-1, 1], specials: [0] })));
-    const gradients = (["bias", "sinks"] as const).filter((name) => params.optional.includes(name) && draw(boolean()));
+    const cotangents = specs.map(({ shape, dtype }) =>
+      draw(arbInput(shape, dtype, { range: [-1, 1], specials: [0], views: built.viewed === 3 }))
+    );
+    const gradients = (["bias", "sinks"] as const).filter((name) => built.pulls && params.optional.includes(name));
     return callOf([...cotangents, q, ...inputs.slice(1, 3), ...made, ...inputs.slice(3)], { ...params, gradients });
   });
 }
@@ -188,14 +193,14 @@ const naiveCached = (sum: Sum): Naive<CacheAttentionParams> => (inputs, params, 
 export const attending = {
   attention: {
     leavesZeros: true,
-    calls: (held) => arbCalls(held, 14),
+    calls: (held) => arbCalls(held, 14).map(({ call }) => call),
     accuracy: {
       kind: "worst",
       naive: naiveSums.map((sum) => (inputs, params, out, lse) =>
         naiveForward(problemOf(inputs, params), sum, out, lse)
       ),
     },
-    smooth: attentionCalls(buildOf(constant("f64"), [1, 2, 3]), 3, true),
+    smooth: attentionCalls(buildOf(constant("f64"), [1, 2, 3]), 3, true).map(({ call }) => call),
     constants: ({ optional }) => optional.includes("alibiSlopes") ? [3 + optional.indexOf("alibiSlopes")] : [],
     // A row that sees no key has lse −∞, of which no sum can be taken.
     results: ([out, lse]) => [out, where(isFinite(lse), lse, 0)],
@@ -238,7 +243,7 @@ export const attending = {
   } satisfies Sample<FlashParams>,
   attentionBackward: {
     leavesZeros: true,
-    calls: (held) => arbCalls(held, 8).chain(backwardCall),
+    calls: (held) => arbCalls(held, 12).chain(backwardCall),
     accuracy: {
       kind: "worst",
       naive: naiveSums.map((sum, n) => ([dOut, dLse, q, k, v, out, lse, ...rest], params, ...outputs) =>
@@ -379,25 +384,28 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
       chosen: !paged && draw(boolean()),
       interleaved: draw(boolean()),
       numSplits: draw(elementOf(0, 0, 1, 2, 3)),
+      Sq: draw(integer(1, 3)),
+      group: draw(integer(1, 3)),
+      turned: draw(elementOf(1, 0.5)),
     };
   });
   const build = held.includes("f64") ? free : few(free, 12);
   return compose((draw) => {
     const built = draw(build), { dtype, biasType, cacheType, newType, D, Dv, optional } = built;
-    const { paged, rotary, padded, chosen, interleaved, numSplits } = built;
+    const { paged, rotary, padded, chosen, interleaved, numSplits, Sq, group, turned, viewed } = built;
     const wide: DType = dtype === "f64" ? "f64" : "f32";
-    const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2]) =>
-      draw(arbInput(shape, of, { range, specials: [0] }));
+    const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2], views = true) =>
+      draw(arbInput(shape, of, { range, specials: [0], views }));
+    const operand = (shape: Shape, i: number) => input(shape, i === 0 ? dtype : cacheType, [-2, 2], i === viewed);
     const whole = (values: readonly number[], shape: Shape = [values.length]) => draw(given(values, shape, "i32"));
-    const [B, T, Sq] = [draw(integer(1, 3)), draw(integer(1, 3)), draw(integer(1, 3))];
-    const Hk = draw(integer(1, 2)), H = Hk * draw(integer(1, 3));
+    const [B, T, Hk] = [draw(integer(1, 3)), draw(integer(1, 3)), draw(integer(1, 2))], H = Hk * group;
     const page = draw(elementOf(1, 4, 16)), pages = draw(integer(1, 4));
     const capacity = paged ? page * pages : draw(integer(1, draw(integer(0, 5)) === 5 ? 300 : 12));
     const rows = paged ? B * pages + draw(integer(0, 2)) : B + (chosen ? draw(integer(0, 2)) : 0);
     const order = draw(shuffled(rows));
     const lengths = Array.from({ length: B }, () => draw(integer(0, Math.max(0, capacity - T))));
     const numbers = draw(numbersOf(built));
-    const width = rotary ? draw(integer(1, D / 2)) : 0;
+    const width = rotary ? turned * D / 2 : 0;
     const reach = Math.max(...lengths) + Math.max(T, Sq) + 1;
     const places: Partial<Record<OptionalInput, TensorData>> = {
       ...(chosen ? { cacheBatchIdx: whole(order.slice(0, B)) } : {}),
@@ -421,15 +429,15 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
       const names = optionalInputs.filter((name) => of[name] !== undefined);
       return { names, tensors: names.map((name) => of[name]!) };
     };
-    const cache = [input([rows, paged ? page : capacity, Hk, D], cacheType)];
-    cache.push(input([rows, paged ? page : capacity, Hk, Dv], cacheType));
+    const lead = [rows, paged ? page : capacity, Hk];
+    const cache = [operand([...lead, D], 1), operand([...lead, Dv], 2)];
     const before = whole(lengths);
     const appended = listed(places), attended = listed(found);
     const fresh = [input([B, T, Hk, D], newType), input([B, T, Hk, Dv], newType)];
     const added = Math.min(draw(elementOf(0, T)), capacity);
     return {
       append: callOf([...cache, ...fresh, before, ...appended.tensors], { optional: appended.names, interleaved }),
-      attend: callOf([input([B, Sq, H, D]), ...cache, before, ...attended.tensors], {
+      attend: callOf([operand([B, Sq, H, D], 0), ...cache, before, ...attended.tensors], {
         ...numbers,
         optional: attended.names,
         interleaved,

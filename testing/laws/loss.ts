@@ -6,7 +6,7 @@ import { accumulatorOf } from "../../tensor/norm.ts";
 import type { NdArray } from "../../tensor/op.ts";
 import type { Shape } from "../../tensor/shape.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
-import { type Arbitrary, compose, elementOf, integer, oneOf } from "../arbitrary.ts";
+import { type Arbitrary, compose, constant, elementOf, integer, oneOf } from "../arbitrary.ts";
 import { arbTensorData, type TensorData } from "../tensors.ts";
 import {
   type Accuracy,
@@ -14,6 +14,7 @@ import {
   arbSmooth,
   type Call,
   callOf,
+  few,
   floats,
   given,
   type Naive,
@@ -139,6 +140,11 @@ const sizes = compose((draw) => ({
   V: draw(oneOf(integer(1, 12), elementOf(1, 64, 65, 300))),
   D: draw(oneOf(integer(1, 9), elementOf(1, 16, 33))),
 }));
+/** Products of a few sizes on a device: each is a kernel of its own, or several. */
+const builds = (held: readonly DType[]) => {
+  const free = compose((draw) => ({ dtype: draw(typeOf(held, floats)), of: constant(draw(sizes)) }));
+  return held.includes("f64") ? free : few(free, 24);
+};
 const smallSizes = compose((draw) => ({ N: draw(integer(1, 3)), V: draw(integer(1, 4)), D: draw(integer(1, 3)) }));
 const logitsRange = { range: [-8, 8], specials: [0] } as const;
 const weightRange = { range: [-2, 2], specials: [0] } as const;
@@ -246,7 +252,7 @@ export const losses = {
   } satisfies Sample<RowLoss>,
   linearCrossEntropy: {
     calls: (held) =>
-      typeOf(held, floats).chain((dtype) => linearCalls(sizes, (s) => arbInput(s, dtype, weightRange), true)),
+      builds(held).chain(({ dtype, of }) => linearCalls(of, (s) => arbInput(s, dtype, weightRange), true)),
     accuracy: by((sum) => forward(sum, true)),
     smooth: linearCalls(smallSizes, (s) => arbSmooth(s), false),
     results: ([loss]) => [loss],
@@ -256,8 +262,8 @@ export const losses = {
   linearCrossEntropyBackward: {
     calls: (held) =>
       compose((draw) => {
-        const dtype = draw(typeOf(held, floats));
-        const { inputs, params } = draw(linearCalls(sizes, (s) => arbInput(s, dtype, weightRange), true));
+        const { dtype, of } = draw(builds(held));
+        const { inputs, params } = draw(linearCalls(of, (s) => arbInput(s, dtype, weightRange), true));
         const lse = lseOf(exactLogitsOf(asArray(inputs[0]), asArray(inputs[1])), params, accumulatorOf(dtype));
         return callOf([draw(cotangent(dtype)([inputs[0].shape[0]])), ...inputs, draw(lse)], params);
       }),
@@ -273,8 +279,8 @@ export const losses = {
   } satisfies Sample<RowLoss>,
   linearCrossEntropySum: {
     calls: (held) =>
-      typeOf(held, floats).chain((dtype) =>
-        linearCalls(sizes, (s) => arbInput(s, dtype, weightRange), true, cotangent(dtype))
+      builds(held).chain(({ dtype, of }) =>
+        linearCalls(of, (s) => arbInput(s, dtype, weightRange), true, cotangent(dtype))
       ),
     accuracy: by((sum) => ([x, w, labels, scale], params, total, dx, dw) => {
       const rows = logitsOf(x, w, sum).map((z, i) => naiveRow(z, labels.data[i], params, sum));

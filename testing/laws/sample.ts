@@ -10,7 +10,7 @@ import type { NdArray } from "../../tensor/op.ts";
 import type { Shape } from "../../tensor/shape.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { Arbitrary, compose, constant, elementOf } from "../arbitrary.ts";
-import type { Source } from "../choices.ts";
+import { Random, Source } from "../choices.ts";
 import { arbShape, arbTensorData, type ShapeOptions, type TensorData } from "../tensors.ts";
 
 /** One call of an op, before its tensors are made. */
@@ -150,10 +150,22 @@ export function exponentsOf(dtype: DType): readonly [min: number, max: number] {
   return dtype === "f16" ? [-24, 15] : [-126, 127];
 }
 
-/** A tensor of a type, a view more often than not, with values fit for the type. */
-export function arbInput(shape: Shape, dtype: DType, options: ValueOptions = {}): Arbitrary<TensorData> {
-  if (dtype === "bool") return arbTensorData({ shape, dtype, views: true });
-  return arbTensorData({ shape, dtype, elements: isFloat(dtype) ? values(options) : integers(dtype), views: true });
+/** A tensor of a type, a view more often than not unless `views` is false, with values fit for the type. */
+export function arbInput(
+  shape: Shape,
+  dtype: DType,
+  { views = true, ...options }: ValueOptions & { readonly views?: boolean } = {},
+): Arbitrary<TensorData> {
+  if (dtype === "bool") return arbTensorData({ shape, dtype, views });
+  return arbTensorData({ shape, dtype, elements: isFloat(dtype) ? values(options) : integers(dtype), views });
+}
+
+/**
+ * A few of the values that an arbitrary draws, always the same ones: for what kernels are built from, since a software
+ * adapter takes a second to compile one.
+ */
+export function few<T>(arbitrary: Arbitrary<T>, count: number): Arbitrary<T> {
+  return new Arbitrary((source) => arbitrary.draw(new Source(new Random(1, source.draw(count - 1)))));
 }
 
 /** A tensor of any finite numbers of a type, for calls that only move elements or are refused. */
