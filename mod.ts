@@ -14,9 +14,8 @@
  */
 export { checkpoint, grad, stopGradient, valueAndGrad, vjp } from "./autograd/grad.ts";
 export type { ArgNums, GradientsOf, GradOptions, TensorsOf, VjpFunction } from "./autograd/grad.ts";
-export { init } from "./kernels/init.ts";
+export { init, webgpu } from "./kernels/init.ts";
 export type { InitOptions } from "./kernels/init.ts";
-export { webgpu } from "./kernels/webgpu.ts";
 export type { WebGpuOptions } from "./kernels/webgpu.ts";
 export {
   flashAttention,

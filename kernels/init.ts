@@ -2,12 +2,27 @@
 import { type Backend, setBackend } from "../tensor/backend.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { UnsupportedError, ValueError } from "../tensor/errors.ts";
-import { webgpu, type WebGpuOptions } from "./webgpu.ts";
+import { open } from "./device.ts";
+import type { WebGpuOptions } from "./webgpu.ts";
 
 /** Which backend to open. */
 export interface InitOptions extends WebGpuOptions {
   /** `"auto"` takes WebGPU where there is an adapter, else the CPU. */
   readonly backend?: "auto" | "webgpu" | "cpu";
+}
+
+/**
+ * The WebGPU backend on the fastest adapter. f64 is refused here.
+ *
+ * Its kernels are a module of their own, loaded while the device opens: a page without WebGPU never loads them.
+ *
+ * @throws {UnsupportedError} when there is no WebGPU or no adapter
+ */
+export async function webgpu(options: WebGpuOptions = {}): Promise<Backend> {
+  const opening = open(options.gpu);
+  opening.catch(() => {}); // heard of below
+  const { webgpu } = await import("./webgpu.ts");
+  return await webgpu(options, opening);
 }
 
 /**

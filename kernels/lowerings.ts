@@ -1,7 +1,8 @@
 /** How each op becomes dispatches: one entry an op, so that an op without a kernel does not compile. */
 import { encode, type HostArray, hostArray } from "../tensor/dtype.ts";
+import { broadcastToOp, permuteOp, sliceOp } from "../tensor/movement.ts";
 import type { Op } from "../tensor/op.ts";
-import { type OpName, ops, type ParamsOfName } from "../tensor/ops.ts";
+import type { OpName, ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
@@ -140,9 +141,9 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
     const [x] = call.inputs, [y] = call.outputs;
     copy(call, x, { ...y, shape: x.shape, strides: stridesOf(x.shape) }); // equal row-major order is all that it is
   },
-  permute: viewed(ops.permute),
-  broadcastTo: viewed(ops.broadcastTo),
-  slice: viewed(ops.slice),
+  permute: viewed(permuteOp),
+  broadcastTo: viewed(broadcastToOp),
+  slice: viewed(sliceOp),
   pad: (call) => {
     const [x] = call.inputs, [y] = call.outputs;
     const { before, interior, value } = call.params;

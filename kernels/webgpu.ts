@@ -345,8 +345,12 @@ function padded(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
 
 /**
  * The WebGPU backend on the fastest adapter. f64 is refused here.
+ * @param opening the device, where it is on its way already
  * @throws {UnsupportedError} when there is no WebGPU or no adapter
  */
-export async function webgpu({ gpu, fastReadback = true }: WebGpuOptions = {}): Promise<Backend> {
-  return await new WebGpuBackend(await open(gpu)).start(fastReadback);
+export async function webgpu(
+  { gpu, fastReadback = true }: WebGpuOptions = {},
+  opening: Promise<Device> = open(gpu),
+): Promise<Backend> {
+  return await new WebGpuBackend(await opening).start(fastReadback);
 }
