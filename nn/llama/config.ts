@@ -59,6 +59,32 @@ export interface RopeParameters {
   readonly inv_freq?: readonly number[];
 }
 
+/** A model's `generation_config.json`: how it likes to be sampled. */
+export interface GenerationConfig {
+  /** Whether to draw tokens, or else to take the likeliest. */
+  readonly do_sample?: boolean;
+  /** Divides the logits. */
+  readonly temperature?: number;
+  /** Draws from that many of the likeliest tokens. */
+  readonly top_k?: number;
+  /** Draws from the likeliest tokens that hold this share of the probability. */
+  readonly top_p?: number;
+  /** Draws from tokens at least this often as likely as the likeliest. */
+  readonly min_p?: number;
+  /** Above 1 makes tokens that have come less likely. */
+  readonly repetition_penalty?: number;
+  /** The token that begins a text. */
+  readonly bos_token_id?: number | null;
+  /** The tokens that end one. */
+  readonly eos_token_id?: number | readonly number[] | null;
+  /** The token that fills up finished rows. */
+  readonly pad_token_id?: number | null;
+  /** The most tokens to write. */
+  readonly max_new_tokens?: number | null;
+  /** Other fields of the file. */
+  readonly [field: string]: unknown;
+}
+
 /** A config with every default filled in. */
 export interface LlamaDimensions {
   readonly vocabulary: number;

@@ -1,4 +1,7 @@
 /** The Llama family of models. */
-export type { LlamaConfig, RopeParameters } from "./config.ts";
+export type { GenerationConfig, LlamaConfig, RopeParameters } from "./config.ts";
 export { forward, init, loss, parameterShapes } from "./model.ts";
 export type { ForwardOptions, LlamaParams, LossOptions } from "./model.ts";
+export { streamDecoder } from "./text.ts";
+export type { ChatOptions, DecodeOptions, EncodeOptions, Message, StreamDecoder, Tokenizer } from "./text.ts";
+export type { LlamaModel, LoadedLlama } from "./weights.ts";
