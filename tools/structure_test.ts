@@ -28,7 +28,7 @@ const rules: Record<string, Room> = {
   "mod.ts": { rooms: library },
   "bench": { rooms: [], publicOnly: true, packages: true },
   "examples": { rooms: [], publicOnly: true, packages: true },
-  "tools": { rooms: [], packages: true },
+  "tools": { rooms: [], publicOnly: true, packages: true },
 };
 
 /** Entries that exist for a package: they alone load it, and where it is needed. */
