@@ -129,9 +129,9 @@ export class DispatchQueue {
   }
 
   /** Writes host bytes into a buffer, after all that was queued on it before. */
-  write(target: PooledBuffer, bytes: Uint8Array<ArrayBuffer>): void {
+  write(target: PooledBuffer, bytes: Uint8Array<ArrayBuffer>, offset = 0): void {
     if (target.usedIn === this.batch) this.flush();
-    this.#device.queue.writeBuffer(target.buffer, 0, bytes);
+    this.#device.queue.writeBuffer(target.buffer, offset, bytes);
   }
 
   /** Sends what has collected. */

@@ -140,11 +140,24 @@ class WebGpuBackend implements Backend {
 
   upload(dtype: DType, bytes: Uint8Array): Storage {
     this.#check("upload");
-    const words = dtype === "bool" ? new Uint8Array(Uint32Array.from(bytes).buffer) : bytes;
+    const words = wordsOf(dtype, bytes);
     const buffer = this.#pool.take(words.byteLength, "upload");
     if (words.byteLength > 0) this.#queue.write(buffer, padded(words));
     this.#tracing?.upload(buffer, words);
     return buffer;
+  }
+
+  allocate(dtype: DType, size: number): Storage {
+    this.#check("upload");
+    this.#refuseRecording("upload");
+    return this.#pool.take(size * storageBytes(dtype), "upload");
+  }
+
+  write(storage: Storage, dtype: DType, at: number, bytes: Uint8Array): void {
+    this.#check("upload");
+    this.#refuseRecording("upload");
+    const words = padded(wordsOf(dtype, bytes));
+    if (words.byteLength > 0) this.#queue.write(storage as PooledBuffer, words, at * storageBytes(dtype));
   }
 
   copy(x: Tensor): Storage {
@@ -332,6 +345,11 @@ interface Part {
 
 function pick({ shape, strides, offset }: Layout): Layout {
   return { shape, strides, offset };
+}
+
+/** Bytes as they lie in buffers: bool takes a word. */
+function wordsOf(dtype: DType, bytes: Uint8Array): Uint8Array {
+  return dtype === "bool" ? new Uint8Array(Uint32Array.from(bytes).buffer) : bytes;
 }
 
 /** Host writes go in whole words. */

@@ -1,11 +1,12 @@
 import assert from "node:assert/strict";
 import { arange, full, tensor, zeros } from "../tensor/create.ts";
-import { add, exp } from "../tensor/elementwise.ts";
+import { add, cast, exp } from "../tensor/elementwise.ts";
 import { DeviceError, DeviceLostError, LimitError } from "../tensor/errors.ts";
 import { matmul } from "../tensor/matmul.ts";
 import { broadcastTo, reshape } from "../tensor/movement.ts";
 import { scope } from "../tensor/scope.ts";
 import { sum } from "../tensor/reduce.ts";
+import { makeTensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { webgpu } from "./webgpu.ts";
 
@@ -135,4 +136,24 @@ Deno.test("synchronize() sends what waits, and throws what it meets", async () =
   await assert.rejects(backend.synchronize(), DeviceError);
   await backend.synchronize();
   backend.dispose();
+});
+
+Deno.test("allocate() and write() fill a tensor piece by piece, whatever the type, after what was queued before", async () => {
+  for (const dtype of ["f32", "bf16", "bool"] as const) {
+    const whole = tensor([1, 0, 1, 1, 0, 0, 1, 0, 1], { dtype, backend: gpu }), bytes = await whole.bytes();
+    const storage = gpu.allocate(dtype, 9), width = bytes.byteLength / 9;
+    const x = makeTensor(gpu, storage, { shape: [9], strides: [1], offset: 0 }, dtype, "test");
+    const piece = new Uint8Array(4 * width);
+    for (let at = 0; at < 9; at += 4) {
+      const part = bytes.subarray(at * width, (at + 4) * width);
+      piece.set(part);
+      gpu.write(storage, dtype, at, piece.subarray(0, part.byteLength));
+      piece.fill(255); // the bytes may be reused at once
+    }
+    assert.deepEqual(await x.data(), await whole.data());
+    const before = cast(x, "i32");
+    gpu.write(storage, dtype, 4, new Uint8Array(4 * width));
+    assert.deepEqual(await before.data(), await cast(whole, "i32").data());
+    assert.deepEqual([...await x.data()], [1, 0, 1, 1, 0, 0, 0, 0, 1]);
+  }
 });

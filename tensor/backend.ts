@@ -121,6 +121,14 @@ export interface Backend {
   readonly dtypes: readonly DType[];
   /** Storage that holds the little-endian bytes of a dtype. */
   upload(dtype: DType, bytes: Uint8Array): Storage;
+  /** Storage for so many elements, undefined until {@linkcode write} has filled them. */
+  allocate(dtype: DType, size: number): Storage;
+  /**
+   * Fills a part of what `allocate` made: large tensors come from files in pieces.
+   * @param at the element that the bytes begin with; its place in the storage is a multiple of 4 bytes
+   * @param bytes little-endian, as for `upload`; they may be reused as soon as the call returns
+   */
+  write(storage: Storage, dtype: DType, at: number, bytes: Uint8Array): void;
   /** Dense storage with the elements that a handle sees. */
   copy(x: Tensor): Storage;
   /** Runs an op; `into` holds, for an op that works in place, the storage of each output. */

@@ -53,6 +53,14 @@ class CpuBackend implements Backend {
     return new CpuStorage(this, decode(dtype, bytes));
   }
 
+  allocate(dtype: DType, size: number): Storage {
+    return new CpuStorage(this, hostArray(dtype, size));
+  }
+
+  write(storage: Storage, dtype: DType, at: number, bytes: Uint8Array): void {
+    (storage as CpuStorage).data.set(decode(dtype, bytes), at);
+  }
+
   copy(x: Tensor): Storage {
     const from = this.#view(x, "copy"), data = hostArray(x.dtype, x.size);
     data.set(dense(from).data);

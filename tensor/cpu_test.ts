@@ -6,6 +6,7 @@ import { ValueError } from "./errors.ts";
 import { transpose } from "./movement.ts";
 import { run } from "./op.ts";
 import { sum } from "./reduce.ts";
+import { makeTensor } from "./tensor.ts";
 
 Deno.test("there is one CPU backend, which holds every type", () => {
   assert.equal(cpu(), cpu());
@@ -63,4 +64,13 @@ Deno.test("a profile lists the ops that ran while it lasted, from time 0, and do
   assert.equal(launches[0].start, 0);
   assert.ok(launches.every(({ ms }) => ms >= 0) && launches[1].start >= launches[0].ms);
   await cpu().profile!().stop();
+});
+
+Deno.test("allocate() and write() fill a tensor piece by piece", async () => {
+  const storage = cpu().allocate("bf16", 3);
+  const x = makeTensor(cpu(), storage, { shape: [3], strides: [1], offset: 0 }, "bf16", "test");
+  const bytes = await tensor([1, 2, 3], { dtype: "bf16" }).bytes();
+  cpu().write(storage, "bf16", 2, bytes.subarray(4));
+  cpu().write(storage, "bf16", 0, bytes.subarray(0, 4));
+  assert.deepEqual(await x.array(), [1, 2, 3]);
 });
