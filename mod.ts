@@ -14,8 +14,13 @@
  */
 export { checkpoint, grad, stopGradient, valueAndGrad, vjp } from "./autograd/grad.ts";
 export type { ArgNums, GradientsOf, GradOptions, TensorsOf, VjpFunction } from "./autograd/grad.ts";
+export type { Call, Gradients, Pullback } from "./autograd/tape.ts";
+export { defineOp, kernel } from "./define.ts";
+export type { DefinedOp, KernelCall, KernelTensor, OpDefinition } from "./define.ts";
 export { init, webgpu } from "./kernels/init.ts";
 export type { InitOptions } from "./kernels/init.ts";
+export { each, wgsl } from "./kernels/kernel.ts";
+export type { Feature, Kernel, KernelInterface, UniformType } from "./kernels/kernel.ts";
 export type { WebGpuOptions } from "./kernels/webgpu.ts";
 export {
   flashAttention,

@@ -29,6 +29,7 @@ export interface Call<Params> {
   readonly dtypes: readonly DType[];
   /** Which inputs a gradient goes on to: the others' need not be computed. */
   readonly wanted: readonly boolean[];
+  /** What else the op was called with. */
   readonly params: Params;
 }
 

@@ -27,7 +27,7 @@ import {
   tanh,
   where,
 } from "../tensor/elementwise.ts";
-import { UnsupportedError } from "../tensor/errors.ts";
+import { UnsupportedError, ValueError } from "../tensor/errors.ts";
 import { gegluBackwardOp, swigluBackwardOp } from "../tensor/gated.ts";
 import { oneHot, scatterAdd, take } from "../tensor/gather.ts";
 import {
@@ -298,9 +298,22 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   dropoutMask: null,
 };
 
+/** Derivatives of ops that are not in the table. */
+const defined = new WeakMap<object, Vjp<never>>();
+
+/**
+ * Gives an op outside of the table its derivative.
+ * @throws {ValueError} when an op of the table has its name
+ */
+export function defineVjp<P>(op: Op<P>, vjp: Vjp<P>): void {
+  if (Object.hasOwn(vjps, op.name)) throw new ValueError("defineOp", `the library has an op "${op.name}" of its own`);
+  defined.set(op, vjp as Vjp<never>);
+}
+
 /** The pullback of a call, or null when the op has no derivative. */
 export function pullbackOf<P>(op: Op<P>, call: Call<P>): Pullback | null {
-  const vjp = vjps[op.name as OpName] as Vjp<P> | undefined;
+  const own = defined.get(op);
+  const vjp = (own === undefined ? vjps[op.name as OpName] : own) as Vjp<P> | undefined;
   if (vjp === undefined) throw new Error(`${op.name} is not in the table of derivatives`);
   return vjp === null ? null : vjp(call);
 }

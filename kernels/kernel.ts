@@ -25,10 +25,15 @@ export interface KernelInterface {
 
 /** WGSL text with the interface that it binds. The name carries the parameters, as in `matmul_128x128x16_f32_nt`. */
 export interface Kernel {
+  /** What profiles show, and what tells it from other kernels. */
   readonly name: string;
+  /** Variables of the read-only bindings, in order. */
   readonly reads: readonly string[];
+  /** Variables of the bindings after those, which it writes. */
   readonly writes: readonly string[];
+  /** Fields of the uniform block, in order; none without one. */
   readonly uniforms: readonly (readonly [name: string, type: UniformType])[];
+  /** Features without which it does not compile. */
   readonly requires: readonly Feature[];
   /** The whole shader without `enable` lines. */
   readonly source: string;

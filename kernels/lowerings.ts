@@ -9,7 +9,7 @@ import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowerin
 import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
-import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { copy, definedLowering, elementwise, type Lower, type Lowering, type View } from "./lowering.ts";
 import { lowerGeglu, lowerGegluBackward, lowerSwiglu, lowerSwigluBackward } from "./gated.ts";
 import { lowerScatterAdd, lowerTake } from "./gather.ts";
 import {
@@ -87,7 +87,7 @@ const reduction = (name: ReduceName) => (call: Lowering<ReduceParams>): void =>
   lowerReduce(call, name, call.inputs[0], call.params.axes, call.outputs[0]);
 
 /** The dispatches of every op. */
-export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N>>) => void } = {
+export const lowerings: { readonly [N in OpName]: Lower<ParamsOfName<N>> } = {
   // create
   full: (call) => fillWith(call, call.outputs[0], call.params.value),
   arange: (call) => {
@@ -219,3 +219,8 @@ export const lowerings: { readonly [N in OpName]: (call: Lowering<ParamsOfName<N
   // matmul
   matmul: lowerMatmul,
 };
+
+/** The dispatches of an op, in the table or not; undefined when it has none. */
+export function loweringOf<P>(op: Op<P>): Lower<P> | undefined {
+  return definedLowering(op) ?? lowerings[op.name as OpName] as Lower<P> | undefined;
+}

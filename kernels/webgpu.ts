@@ -3,13 +3,12 @@ import type { Backend, Capabilities, LaunchLog, MemoryInfo, Recorder } from "../
 import type { DType } from "../tensor/dtype.ts";
 import { DeviceError, DeviceLostError, UnsupportedError, ValueError } from "../tensor/errors.ts";
 import type { Op, Spec } from "../tensor/op.ts";
-import type { OpName } from "../tensor/ops.ts";
 import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
 import { type Device, open } from "./device.ts";
 import type { Kernel } from "./kernel.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
-import { lowerings } from "./lowerings.ts";
+import { loweringOf } from "./lowerings.ts";
 import { BufferPool, PooledBuffer } from "./memory.ts";
 import { Pipelines } from "./pipelines.ts";
 import { type Cost, labelOf, Profiler } from "./profiler.ts";
@@ -177,8 +176,8 @@ class WebGpuBackend implements Backend {
     into: readonly Storage[] = [],
   ): Storage[] {
     this.#check(op.name);
-    const lower = lowerings[op.name as OpName] as ((call: Lowering<P>) => void) | undefined;
-    if (lower === undefined) throw new UnsupportedError(op.name, "this op has no kernel");
+    const lower = loweringOf(op);
+    if (lower === undefined) throw new UnsupportedError(op.name, "has no kernel: give it one, or use cpu()");
     const { pool } = this.#parts;
     const results = outputs.map(({ shape, dtype }, i): View => ({
       buffer: (into[i] as PooledBuffer | undefined) ?? pool.take(sizeOf(shape) * storageBytes(dtype), op.name),

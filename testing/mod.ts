@@ -51,6 +51,7 @@ export {
   type Tolerance,
 } from "./close.ts";
 export { checkGradients, type GradientOptions } from "./gradients.ts";
+export { type CheckedOp, checkOp, type CheckOpOptions, type OpCall } from "./op.ts";
 export {
   arbAxis,
   arbBroadcastable,
