@@ -12,8 +12,19 @@ export interface ByteReader {
   readonly size: number | undefined;
   /** The next `length` bytes, fewer only where the bytes end. The caller may keep the result. */
   read(length: number): Promise<Uint8Array>;
+  /** Fills `out` with the next bytes, fewer only where the bytes end, and says how many. */
+  readInto(out: Uint8Array): Promise<number>;
+  /** Goes past the next `length` bytes, fewer only where the bytes end, and says how many. */
+  skip(length: number): Promise<number>;
   /** Lets the file or stream go. */
   close(): Promise<void>;
+}
+
+/** There is nothing at a place. */
+class MissingError extends FormatError {
+  static {
+    this.prototype.name = "FormatError";
+  }
 }
 
 /**
@@ -47,6 +58,16 @@ function pieces(
       at = Math.min(size, at + length);
       return await slice(begin, at);
     },
+    async readInto(out) {
+      const bytes = await this.read(out.byteLength);
+      out.set(bytes);
+      return bytes.byteLength;
+    },
+    skip(length) {
+      const begin = at;
+      at = Math.min(size, at + length);
+      return Promise.resolve(at - begin);
+    },
     close: () => Promise.resolve(),
   };
 }
@@ -54,29 +75,34 @@ function pieces(
 function streamed(name: string, size: number | undefined, stream: ReadableStream<Uint8Array>): ByteReader {
   const reader = stream.getReader();
   let rest: Uint8Array = new Uint8Array(0), ended = false;
+  /** Up to `length` bytes as they come; nothing at the end. */
+  const next = async (length: number): Promise<Uint8Array> => {
+    while (rest.byteLength === 0 && !ended) {
+      const { done, value } = await reader.read();
+      if (done) ended = true;
+      else rest = value;
+    }
+    const part = rest.subarray(0, length);
+    rest = rest.subarray(part.byteLength);
+    return part;
+  };
+  const forEachPart = async (length: number, f: (part: Uint8Array, at: number) => void): Promise<number> => {
+    let at = 0;
+    while (at < length) {
+      const part = await next(length - at);
+      if (part.byteLength === 0) break;
+      f(part, at);
+      at += part.byteLength;
+    }
+    return at;
+  };
   return {
     name,
     size,
     async read(length) {
       // Grows with what arrives: a header that claims more than the stream holds allocates nothing for the claim.
       const parts: Uint8Array[] = [];
-      let have = 0;
-      while (have < length) {
-        if (rest.byteLength === 0) {
-          const { done, value } = await reader.read();
-          if (done) {
-            ended = true;
-            break;
-          }
-          rest = value;
-          continue;
-        }
-        const part = rest.subarray(0, length - have);
-        rest = rest.subarray(part.byteLength);
-        parts.push(part);
-        have += part.byteLength;
-      }
-      const out = new Uint8Array(have);
+      const out = new Uint8Array(await forEachPart(length, (part) => parts.push(part)));
       let at = 0;
       for (const part of parts) {
         out.set(part, at);
@@ -84,6 +110,8 @@ function streamed(name: string, size: number | undefined, stream: ReadableStream
       }
       return out;
     },
+    readInto: (out) => forEachPart(out.byteLength, (part, at) => out.set(part, at)),
+    skip: (length) => forEachPart(length, () => {}),
     async close() {
       if (!ended) await reader.cancel();
       reader.releaseLock();
@@ -95,7 +123,8 @@ async function fetched(op: string, url: URL): Promise<ByteReader> {
   const response = await fetch(url);
   if (!response.ok || response.body === null) {
     await response.body?.cancel();
-    throw new FormatError(op, `${url}: the server answered ${response.status} ${response.statusText}`.trimEnd());
+    const kind = response.status === 404 ? MissingError : FormatError;
+    throw new kind(op, `${url}: the server answered ${response.status} ${response.statusText}`.trimEnd());
   }
   // The length counts bytes on the wire, which an encoding makes another number.
   const length = response.headers.has("content-encoding") ? null : response.headers.get("content-length");
@@ -107,28 +136,79 @@ async function opened(op: string, path: string | URL): Promise<ByteReader> {
   const { open } = await import("node:fs/promises");
   const file = await open(path, "r").catch((cause) => {
     if (cause?.code !== "ENOENT") throw cause;
-    throw new FormatError(op, `${name}: there is no such file`, { cause });
+    throw new MissingError(op, `${name}: there is no such file`, { cause });
   });
   const info = await file.stat();
   if (!info.isFile()) {
     await file.close();
     throw new FormatError(op, `${name}: is a directory or device, not a file`);
   }
+  let at = 0;
+  const readInto = async (out: Uint8Array): Promise<number> => {
+    let have = 0;
+    while (have < out.byteLength) {
+      const { bytesRead } = await file.read(out, have, out.byteLength - have, at);
+      if (bytesRead === 0) break;
+      have += bytesRead;
+      at += bytesRead;
+    }
+    return have;
+  };
   return {
     name,
     size: info.size,
     async read(length) {
-      const out = new Uint8Array(length);
-      let have = 0;
-      while (have < length) {
-        const { bytesRead } = await file.read(out, have, length - have, null);
-        if (bytesRead === 0) break;
-        have += bytesRead;
-      }
+      const out = new Uint8Array(length), have = await readInto(out);
       return have === length ? out : out.slice(0, have);
+    },
+    readInto,
+    skip(length) {
+      const begin = at;
+      at = Math.min(info.size, at + length);
+      return Promise.resolve(at - begin);
     },
     close: () => file.close(),
   };
+}
+
+/** The longest text that is read whole. */
+const maxText = 2 ** 28;
+
+/**
+ * A text file, or null when there is none.
+ * @throws {FormatError} when it is no UTF-8
+ */
+export async function readText(op: string, source: string | URL): Promise<string | null> {
+  let file: ByteReader;
+  try {
+    file = await openBytes(op, source);
+  } catch (error) {
+    if (error instanceof MissingError) return null;
+    throw error;
+  }
+  try {
+    if (file.size !== undefined && file.size > maxText) {
+      throw new FormatError(op, `${file.name}: ${file.size} bytes are too long for a text`);
+    }
+    const bytes = await file.read(file.size ?? maxText);
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (cause) {
+    if (!(cause instanceof TypeError)) throw cause;
+    throw new FormatError(op, `${file.name}: is no UTF-8 text`, { cause });
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * The place of a file in a folder.
+ * @param folder a path, or a URL with or without a slash at its end
+ */
+export function within(folder: string | URL, file: string): string | URL {
+  if (!(folder instanceof URL)) return /[/\\]$/.test(folder) ? folder + file : `${folder || "."}/${file}`;
+  const base = new URL(folder);
+  if (!base.pathname.endsWith("/")) base.pathname += "/";
+  return new URL(encodeURIComponent(file), base);
 }
 
 /** A path as errors print it. */
@@ -136,32 +216,44 @@ export function nameOf(path: string | URL): string {
   return path instanceof URL && path.protocol === "file:" ? decodeURIComponent(path.pathname) : String(path);
 }
 
+/** A piece of a file after the other. */
+type Chunks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+
 /**
  * Writes a file whole or not at all: to a neighbour first, which then takes the file's name. An interrupt, a full disk
  * or an error in `chunks` leaves an older file as it was.
  */
-export async function writeAtomically(
-  path: string | URL,
-  chunks: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
-): Promise<void> {
+export async function writeAtomically(path: string | URL, chunks: Chunks): Promise<void> {
+  await writeAllAtomically([[path, chunks]]);
+}
+
+/**
+ * Writes files that belong together: no file takes its name before all are written. They take their names in the order
+ * given.
+ */
+export async function writeAllAtomically(files: readonly (readonly [path: string | URL, Chunks])[]): Promise<void> {
   const { open, rename, rm } = await import("node:fs/promises");
-  const target = path instanceof URL ? nameOf(path) : path;
-  const draft = `${target}.${crypto.randomUUID().slice(0, 8)}.part`;
-  const file = await open(draft, "wx");
+  const moves: { readonly draft: string; readonly target: string }[] = [];
   try {
-    try {
-      for await (const chunk of chunks) {
-        for (let at = 0; at < chunk.byteLength;) {
-          at += (await file.write(chunk, at, chunk.byteLength - at, null)).bytesWritten;
+    for (const [path, chunks] of files) {
+      const target = path instanceof URL ? nameOf(path) : path;
+      const draft = `${target}.${crypto.randomUUID().slice(0, 8)}.part`;
+      const file = await open(draft, "wx");
+      moves.push({ draft, target });
+      try {
+        for await (const chunk of chunks) {
+          for (let at = 0; at < chunk.byteLength;) {
+            at += (await file.write(chunk, at, chunk.byteLength - at, null)).bytesWritten;
+          }
         }
+        await file.sync();
+      } finally {
+        await file.close();
       }
-      await file.sync();
-    } finally {
-      await file.close();
     }
-    await rename(draft, target);
+    for (const { draft, target } of moves) await rename(draft, target);
   } catch (error) {
-    await rm(draft, { force: true });
+    for (const { draft } of moves) await rm(draft, { force: true });
     throw error;
   }
 }

@@ -7,13 +7,14 @@
  * Format: https://huggingface.co/docs/safetensors
  */
 import { type Backend, getBackend } from "../tensor/backend.ts";
-import { fromBytes } from "../tensor/create.ts";
 import { decode, type DType, dtypes, encode, hostArray, isDType, isFloat, roundTo } from "../tensor/dtype.ts";
 import { cast } from "../tensor/elementwise.ts";
-import { DTypeError, FormatError, show, ValueError } from "../tensor/errors.ts";
+import { DTypeError, FormatError, LimitError, show, ValueError } from "../tensor/errors.ts";
+import { slice } from "../tensor/movement.ts";
 import { checkDType } from "../tensor/op.ts";
-import type { Shape } from "../tensor/shape.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { track } from "../tensor/scope.ts";
+import { type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
+import { makeTensor, type Tensor } from "../tensor/tensor.ts";
 import { type ByteReader, type ByteSource, openBytes, writeAtomically } from "./files.ts";
 
 export type { ByteSource } from "./files.ts";
@@ -42,11 +43,11 @@ export interface ReadProgress {
   readonly name: string;
   /** Tensors read so far. */
   readonly tensors: number;
-  /** Tensors in the file. */
+  /** Tensors to read. */
   readonly totalTensors: number;
   /** Bytes of tensors read so far. */
   readonly bytes: number;
-  /** Bytes of all tensors. */
+  /** Bytes of all tensors to read. */
   readonly totalBytes: number;
 }
 
@@ -56,6 +57,8 @@ export interface ReadOptions {
   readonly backend?: Backend;
   /** Float tensors are cast to it; the file's own dtypes when not given. Integers and bool stay. */
   readonly dtype?: DType;
+  /** Which tensors to read, by their names; all when not given. */
+  readonly only?: (name: string) => boolean;
   /** Called after each tensor. */
   readonly onProgress?: (progress: ReadProgress) => void;
 }
@@ -80,8 +83,15 @@ const fileTypes: Readonly<Record<string, DType>> = {
 /** The longest header that the format allows. */
 const maxHeader = 100_000_000;
 
+/** What stands on the host at a time, of a file or on the way to one. */
+const pieceBytes = 32 * 2 ** 20;
+
+/** Bytes that may wait in the driver for a device to take them. */
+const maxWaiting = 256 * 2 ** 20;
+
 /**
- * Reads the tensors of a file, one by one, each straight to the backend: the host holds one tensor at a time.
+ * Reads the tensors of a file, one by one and piece by piece, each straight to the backend: the host holds a few hundred
+ * megabytes, however large the file.
  *
  * @param source a path, URL, bytes, Blob or stream
  * @returns the tensors by name
@@ -89,6 +99,7 @@ const maxHeader = 100_000_000;
  * longer or shorter than it says. Nothing is made then; of a stream, which does not tell its length, what was made is
  * freed again
  * @throws {UnsupportedError} when the backend has no such dtype (f64 on a GPU): name a `dtype` to cast to
+ * @throws {LimitError} when a tensor is larger than the backend can bind
  *
  * @example
  * ```ts ignore
@@ -98,7 +109,7 @@ const maxHeader = 100_000_000;
  * ```
  */
 export async function read(source: ByteSource, options: ReadOptions = {}): Promise<Record<string, Tensor>> {
-  const { backend = getBackend(), dtype: wanted, onProgress } = options;
+  const { backend = getBackend(), dtype: wanted, only = () => true, onProgress } = options;
   if (wanted !== undefined && (!isDType(wanted) || !isFloat(wanted))) {
     throw new DTypeError(op, `dtype is a float type or not given, got "${wanted}"`);
   }
@@ -106,20 +117,21 @@ export async function read(source: ByteSource, options: ReadOptions = {}): Promi
   const made: [string, Tensor][] = [];
   try {
     const { entries } = await tableOf(file);
-    const totalBytes = entries.at(-1)?.[1].offsets[1] ?? 0;
-    for (const [, { dtype }] of entries) checkDType(op, backend, target(dtype, wanted));
+    const chosen = entries.filter(([name]) => only(name));
+    for (const [name, info] of chosen) checkFits(file.name, name, info, target(info.dtype, wanted), backend);
+    const lengthOf = ({ offsets: [begin, end] }: TensorInfo) => end - begin;
+    const totalBytes = chosen.reduce((sum, [, info]) => sum + lengthOf(info), 0);
+    const upload = new Upload(file, backend, chosen.reduce((most, [, info]) => Math.max(most, lengthOf(info)), 0));
+    let bytes = 0;
     for (const [name, info] of entries) {
-      const bytes = await file.read(info.offsets[1] - info.offsets[0]);
-      const missing = info.offsets[1] - info.offsets[0] - bytes.byteLength;
-      if (missing > 0) throw refuse(file.name, `the file ends ${missing} bytes before its end`, name);
-      made.push([name, upload(bytes, info, target(info.dtype, wanted), backend)]);
-      onProgress?.({
-        name,
-        tensors: made.length,
-        totalTensors: entries.length,
-        bytes: info.offsets[1],
-        totalBytes,
-      });
+      if (!only(name)) {
+        const missing = lengthOf(info) - await file.skip(lengthOf(info));
+        if (missing > 0) throw ended(file.name, missing, name);
+        continue;
+      }
+      made.push([name, await upload.place(name, info, target(info.dtype, wanted))]);
+      bytes += lengthOf(info);
+      onProgress?.({ name, tensors: made.length, totalTensors: chosen.length, bytes, totalBytes });
     }
     if ((await file.read(1)).byteLength > 0) {
       throw refuse(file.name, "there are bytes that belong to no tensor at the end");
@@ -226,17 +238,84 @@ function target(dtype: DType, wanted: DType | undefined): DType {
   return wanted !== undefined && isFloat(dtype) ? wanted : dtype;
 }
 
-/** One tensor on the backend; cast there when it holds the file's dtype, else on the host. */
-function upload(bytes: Uint8Array, { shape, dtype }: TensorInfo, to: DType, backend: Backend): Tensor {
-  if (dtype === to) return fromBytes(bytes, { shape, dtype, backend });
-  if (backend.dtypes.includes(dtype)) {
-    using x = fromBytes(bytes, { shape, dtype, backend });
-    return cast(x, to);
+function ended(file: string, missing: number, tensor: string): FormatError {
+  return refuse(file, `the file ends ${missing} bytes before its end`, tensor);
+}
+
+/** Refuses a tensor that the backend cannot hold: of a type that it lacks, or too large. */
+function checkFits(file: string, name: string, { shape, dtype }: TensorInfo, to: DType, backend: Backend): void {
+  checkDType(op, backend, to);
+  const { maxBinding } = backend.capabilities;
+  for (const type of new Set([dtype, to])) {
+    const bytes = sizeOf(shape) * (type === "bool" ? 4 : dtypes[type].bytes);
+    if (!backend.dtypes.includes(type) || bytes <= maxBinding) continue;
+    throw new LimitError(
+      op,
+      `${file}: tensor ${brief(name)}: ${show(shape)} of ${type} takes ${bytes} bytes, one binding of this device ` +
+        `holds ${maxBinding}: use ${
+          type === dtype ? "" : `its own dtype ${dtype}, `
+        }another device, or the CPU backend`,
+    );
   }
+}
+
+/** The way of bytes from a file to a backend, through one buffer on the host. */
+class Upload {
+  readonly #file: ByteReader;
+  readonly #backend: Backend;
+  readonly #piece: Uint8Array<ArrayBuffer>;
+  #waiting = 0;
+
+  constructor(file: ByteReader, backend: Backend, largest: number) {
+    this.#file = file;
+    this.#backend = backend;
+    // A stream may promise what it does not hold: of it, what has arrived is kept, and no place is made before.
+    this.#piece = new Uint8Array(file.size === undefined ? 0 : Math.min(pieceBytes, largest));
+  }
+
+  /** The next tensor of the file; cast on the backend when that holds the file's dtype, else on the host. */
+  async place(name: string, { shape, dtype, offsets: [begin, end] }: TensorInfo, to: DType): Promise<Tensor> {
+    const file = this.#file, backend = this.#backend;
+    const kept = backend.dtypes.includes(dtype) ? dtype : to;
+    const first = file.size === undefined ? await file.read(end - begin) : null;
+    if (first !== null && first.byteLength < end - begin) throw ended(file.name, end - begin - first.byteLength, name);
+    const layout = { shape, strides: stridesOf(shape), offset: 0 };
+    const storage = backend.allocate(kept, sizeOf(shape));
+    const x = track(makeTensor(backend, storage, layout, kept, op));
+    try {
+      for (let at = begin; at < end;) {
+        const part = first ?? this.#piece.subarray(0, Math.min(this.#piece.byteLength, end - at));
+        const have = first?.byteLength ?? await file.readInto(part);
+        if (have < part.byteLength) throw ended(file.name, end - at - have, name);
+        const bytes = kept === dtype ? part : converted(part, dtype, to);
+        backend.write(storage, kept, (at - begin) / dtypes[dtype].bytes, bytes);
+        at += have;
+        await this.#sent(bytes.byteLength);
+      }
+      if (kept === to) return x;
+      const y = cast(x, to);
+      x.dispose();
+      return y;
+    } catch (error) {
+      x.dispose();
+      throw error;
+    }
+  }
+
+  /** Waits now and then until the device has taken what was written: until then the driver keeps a copy. */
+  async #sent(bytes: number): Promise<void> {
+    this.#waiting += bytes;
+    if (this.#waiting < maxWaiting) return;
+    await this.#backend.synchronize();
+    this.#waiting = 0;
+  }
+}
+
+function converted(bytes: Uint8Array, dtype: DType, to: DType): Uint8Array {
   const from = decode(dtype, bytes), values = hostArray(to, from.length);
   values.set(from);
   roundTo(to, values);
-  return fromBytes(encode(to, values), { shape, dtype: to, backend });
+  return encode(to, values);
 }
 
 /** A header with its tensors in the order of their bytes, which an object with keys such as "1" would not keep. */
@@ -378,5 +457,16 @@ async function* chunksOf(
   new DataView(first.buffer).setBigUint64(0, BigInt(length), true);
   first.set(text, 8);
   yield first;
-  for (const [, x] of order) yield await x.bytes();
+  for (const [, x] of order) yield* piecesOf(x);
+}
+
+/** A tensor's bytes, some rows at a time when it is large. */
+async function* piecesOf(x: Tensor): AsyncGenerator<Uint8Array> {
+  const bytes = x.size * dtypes[x.dtype].bytes;
+  if (bytes <= pieceBytes) return yield await x.bytes();
+  const step = Math.max(1, Math.floor(x.shape[0] * pieceBytes / bytes));
+  for (let row = 0; row < x.shape[0]; row += step) {
+    using rows = slice(x, [row], [Math.min(x.shape[0], row + step)]);
+    yield await rows.bytes();
+  }
 }

@@ -3,10 +3,11 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
+import type { Backend } from "../tensor/backend.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { ones, tensor, zeros } from "../tensor/create.ts";
 import type { DType } from "../tensor/dtype.ts";
-import { DTypeError, FormatError, UnsupportedError, ValueError } from "../tensor/errors.ts";
+import { DTypeError, FormatError, LimitError, UnsupportedError, ValueError } from "../tensor/errors.ts";
 import { transpose } from "../tensor/movement.ts";
 import { dispose } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -244,6 +245,52 @@ Deno.test("read() takes from a stream no more than the tensor it is at, and tell
   });
   assert.deepEqual(heard.map((p) => p.tensors), [1, 2, 3, 4, 5, 6, 7, 8]);
   assert.deepEqual(heard.at(-1), { name: "t7", tensors: 8, totalTensors: 8, bytes: 1 << 15, totalBytes: 1 << 15 });
+});
+
+Deno.test("tensors larger than a piece are written and read piece by piece", async () => {
+  const rows = 2049, columns = 4099, values = Uint32Array.from({ length: rows * columns }, (_, i) => i);
+  const x = tensor(values, { shape: [rows, columns] }), y = transpose(x);
+  const chunks: Uint8Array[] = [];
+  await safetensors.write(new WritableStream({ write: (chunk) => void chunks.push(chunk) }), { y });
+  assert(chunks.length > 2 && chunks.every((chunk) => chunk.byteLength <= 2 ** 25), `${chunks.map((c) => c.length)}`);
+  const file = new Blob(chunks as Uint8Array<ArrayBuffer>[]);
+  for (const source of [file, file.stream()]) {
+    const back = await safetensors.read(source);
+    using again = transpose(back.y);
+    assert.deepEqual(await again.data(), values);
+    dispose(back);
+  }
+  dispose([x, y]);
+});
+
+Deno.test("read() goes past tensors that nobody asked for", async () => {
+  const bytes = await safetensors.toBytes({ a: ones([4]), b: zeros([2]), c: tensor([7]) });
+  for (const source of [bytes, stream(bytes)]) {
+    const heard: safetensors.ReadProgress[] = [];
+    const back = await safetensors.read(source, { only: (n) => n !== "b", onProgress: (p) => heard.push(p) });
+    assert.deepEqual(Object.keys(back), ["a", "c"]);
+    assert.deepEqual(await back.c.array(), [7]);
+    assert.deepEqual(heard.at(-1), { name: "c", tensors: 2, totalTensors: 2, bytes: 20, totalBytes: 20 });
+  }
+  await assert.rejects(
+    safetensors.read(stream(bytes.slice(0, -1)), { only: (n) => n === "a" }),
+    /tensor "c": the file ends 1 bytes before/,
+  );
+});
+
+Deno.test("read() refuses a tensor that one binding cannot hold, by name, before it makes anything", async () => {
+  const backend: Backend = Object.create(cpu(), { capabilities: { value: { ...cpu().capabilities, maxBinding: 16 } } });
+  const bytes = await safetensors.toBytes({ a: ones([4]), b: ones([6], { dtype: "bf16" }) });
+  const before = cpu().memory().current;
+  await assert.rejects(safetensors.read(bytes, { backend, dtype: "f32" }), (error) => {
+    assert(error instanceof LimitError);
+    assert.match(
+      error.message,
+      /tensor "b": \[6\] of f32 takes 24 bytes, one binding of this device holds 16: use its/,
+    );
+    return true;
+  });
+  assert.equal(cpu().memory().current, before);
 });
 
 Deno.test("write() goes to a path, a URL and a stream, and leaves no other file", async () => {
