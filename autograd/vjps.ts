@@ -267,6 +267,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   randn: null,
   randint: null,
   bernoulli: null,
+  sample: null,
   dropout: ({ inputs: [key], params }) => (dy) => [null, run(dropoutOp, [key, dy], params)],
   // update
   adamwUpdate: null,

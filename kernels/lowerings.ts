@@ -35,6 +35,7 @@ import {
 } from "./random.ts";
 import { lowerCumsum, lowerReduce, lowerSoftmax, lowerTopK } from "./reduce_lowering.ts";
 import type { ReduceName } from "./reduce.ts";
+import { lowerSample } from "./sample.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 import { lowerAdamw, lowerMomentum, lowerSgd } from "./update.ts";
 
@@ -206,6 +207,7 @@ export const lowerings: { readonly [N in OpName]: Lower<ParamsOfName<N>> } = {
   randint: lowerRandint,
   bernoulli: lowerBernoulli,
   dropout: lowerDropout,
+  sample: lowerSample,
   // update
   adamwUpdate: lowerAdamw,
   sgdUpdate: lowerSgd,

@@ -48,6 +48,8 @@ export { kaimingNormal, kaimingUniform, normal, truncatedNormal, xavierNormal, x
 export type { InitOptions, KaimingOptions } from "./init.ts";
 export { embedding, linear } from "./linear.ts";
 export type { EmbeddingParams, LinearParams } from "./linear.ts";
+export { generate } from "./llama/generate.ts";
+export type { GenerateOptions, GenerateStep } from "./llama/generate.ts";
 /** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
 export { nextTokenLoss } from "./loss.ts";

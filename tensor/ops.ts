@@ -14,6 +14,7 @@ import type { Op } from "./op.ts";
 import * as random from "./random.ts";
 import * as reduce from "./reduce.ts";
 import * as rotary from "./rotary.ts";
+import { sampleOp } from "./sample.ts";
 import * as update from "./update.ts";
 
 /** Every op by its name. */
@@ -104,6 +105,7 @@ export const ops = {
   randint: random.randintOp,
   bernoulli: random.bernoulliOp,
   dropout: random.dropoutOp,
+  sample: sampleOp,
   // update
   adamwUpdate: update.adamwUpdateOp,
   sgdUpdate: update.sgdUpdateOp,

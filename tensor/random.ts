@@ -20,12 +20,13 @@ import { floatOf, runAs } from "./elementwise.ts";
 const floats: readonly DType[] = ["f64", "f32", "f16", "bf16"];
 
 /** The last counter word: what a key is used for, so that its uses never meet. */
-export const streams = { draw: 0, split: 1, foldIn: 2 } as const;
+export const streams = { draw: 0, split: 1, foldIn: 2, sample: 3 } as const;
 
 /** Random bits that a uniform number of a dtype holds exactly; f64 draws the numbers of f32. */
 export const uniformBits: Readonly<Record<string, number>> = { f64: 24, f32: 24, f16: 11, bf16: 8 };
 
-function checkKey(op: string, key: Spec): void {
+/** Refuses what is no key. */
+export function checkKey(op: string, key: Spec): void {
   expectDType(op, "key", key.dtype, ["u32"]);
   if (key.shape.length !== 1 || key.shape[0] !== 2) {
     throw new ShapeError(op, `a key is u32 [2], got ${key.dtype} ${show(key.shape)}: make one by key(seed) or split`);

@@ -10,6 +10,7 @@ import { layers } from "./norm.ts";
 import { randomness } from "./random.ts";
 import { reduce } from "./reduce.ts";
 import type { Sample } from "./sample.ts";
+import { sampling } from "./sampling.ts";
 import { updates } from "./update.ts";
 
 /** How to draw calls of every op. */
@@ -19,6 +20,7 @@ export const samples: { readonly [N in OpName]: Sample<ParamsOfName<N>> } = {
   ...reduce,
   ...multiply,
   ...randomness,
+  ...sampling,
   ...updates,
   ...layers,
   ...losses,
