@@ -4,8 +4,9 @@
  */
 import type { Call, Pullback } from "./autograd/tape.ts";
 import { defineVjp } from "./autograd/vjps.ts";
+import { defineLowering } from "./kernels/defined.ts";
 import { type Kernel, kernel as make, type KernelInterface, madeKernel } from "./kernels/kernel.ts";
-import { defineLowering, type Lower, type View } from "./kernels/lowering.ts";
+import type { Lower, View } from "./kernels/lowering.ts";
 import type { Capabilities } from "./tensor/backend.ts";
 import type { DType } from "./tensor/dtype.ts";
 import { show, UnsupportedError, ValueError } from "./tensor/errors.ts";

@@ -1,7 +1,6 @@
 /** A call of an op on its way to the device, and what every lowering uses. */
 import type { Capabilities } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
-import type { Op } from "../tensor/op.ts";
 import { broadcastLayout, type Layout, sameShape, type Shape, sizeOf } from "../tensor/shape.ts";
 import { castExpression, type Expression, gridFor, planElementwise } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
@@ -37,19 +36,6 @@ export interface Lowering<Params> {
 
 /** How a call becomes dispatches. */
 export type Lower<Params> = (call: Lowering<Params>) => void;
-
-/** Dispatches of ops that are not in the table. */
-const defined = new WeakMap<object, Lower<never>>();
-
-/** Gives an op outside of the table its dispatches. */
-export function defineLowering<P>(op: Op<P>, lower: Lower<P>): void {
-  defined.set(op, lower as Lower<never>);
-}
-
-/** The dispatches of an op outside of the table. */
-export function definedLowering<P>(op: Op<P>): Lower<P> | undefined {
-  return defined.get(op) as Lower<P> | undefined;
-}
 
 /** Runs one elementwise expression over views, broadcast to the output. */
 export function elementwise(

@@ -8,8 +8,9 @@ import { type Layout, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
 import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
+import { definedLowering } from "./defined.ts";
 import { expressions, geluExpression, gridFor, locateValues } from "./elementwise.ts";
-import { copy, definedLowering, elementwise, type Lower, type Lowering, type View } from "./lowering.ts";
+import { copy, elementwise, type Lower, type Lowering, type View } from "./lowering.ts";
 import { lowerGeglu, lowerGegluBackward, lowerSwiglu, lowerSwigluBackward } from "./gated.ts";
 import { lowerScatterAdd, lowerTake } from "./gather.ts";
 import {
