@@ -135,7 +135,7 @@ async function opened(op: string, path: string | URL): Promise<ByteReader> {
   const name = nameOf(path);
   const { open } = await import("node:fs/promises");
   const file = await open(path, "r").catch((cause) => {
-    if (cause?.code !== "ENOENT") throw cause;
+    if (cause?.code !== "ENOENT" && cause?.code !== "ENOTDIR") throw cause;
     throw new MissingError(op, `${name}: there is no such file`, { cause });
   });
   const info = await file.stat();
@@ -169,6 +169,18 @@ async function opened(op: string, path: string | URL): Promise<ByteReader> {
     },
     close: () => file.close(),
   };
+}
+
+/** Whether there is something at a place. */
+export async function exists(op: string, source: string | URL): Promise<boolean> {
+  try {
+    const file = await openBytes(op, source);
+    await file.close();
+    return true;
+  } catch (error) {
+    if (error instanceof MissingError) return false;
+    throw error;
+  }
 }
 
 /** The longest text that is read whole. */

@@ -5,7 +5,7 @@ import { rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { array, integer, property } from "../testing/mod.ts";
-import { openBytes, readText, within, writeAllAtomically, writeAtomically } from "./files.ts";
+import { exists, openBytes, readText, within, writeAllAtomically, writeAtomically } from "./files.ts";
 
 const bytes = Uint8Array.from({ length: 100 }, (_, i) => i);
 
@@ -78,6 +78,11 @@ Deno.test("readText() gives a text, null where there is none, and refuses what i
     for (const place of [folder, `${folder}/`, pathToFileURL(folder)]) {
       assert.equal(await readText("test", within(place, "b c")), "naïve");
       assert.equal(await readText("test", within(place, "missing")), null);
+      assert.equal(await readText("test", within(within(place, "b c"), "below a file")), null);
+      assert.deepEqual([await exists("test", within(place, "b c")), await exists("test", within(place, "x"))], [
+        true,
+        false,
+      ]);
       await assert.rejects(readText("test", within(place, "bad")), /bad: is no UTF-8 text/);
     }
     const url = new URL(`http://localhost:${server.addr.port}/a`);

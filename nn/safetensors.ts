@@ -179,11 +179,10 @@ export async function write(
   tensors: Readonly<Record<string, Tensor>>,
   options: WriteOptions = {},
 ): Promise<void> {
-  const chunks = chunksOf(tensors, options);
-  if (!(to instanceof WritableStream)) return await writeAtomically(to, chunks);
+  if (!(to instanceof WritableStream)) return await writeAtomically(to, chunks(tensors, options));
   const writer = to.getWriter();
   try {
-    for await (const chunk of chunks) {
+    for await (const chunk of chunks(tensors, options)) {
       await writer.ready;
       await writer.write(chunk);
     }
@@ -211,7 +210,7 @@ export async function toBytes(
   options: WriteOptions = {},
 ): Promise<Uint8Array<ArrayBuffer>> {
   const parts: Uint8Array<ArrayBuffer>[] = [];
-  for await (const chunk of chunksOf(tensors, options)) parts.push(chunk as Uint8Array<ArrayBuffer>);
+  for await (const chunk of chunks(tensors, options)) parts.push(chunk as Uint8Array<ArrayBuffer>);
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
@@ -428,10 +427,14 @@ function repeatedKey(json: string): string | undefined {
   }
 }
 
-/** The file in pieces: the header, then each tensor's bytes, read from the backend when its turn comes. */
-async function* chunksOf(
+/**
+ * The file that {@linkcode write} would write, in pieces: the header, then the tensors, read from the backend when their
+ * turn comes.
+ * @throws as {@linkcode write} does
+ */
+export async function* chunks(
   tensors: Readonly<Record<string, Tensor>>,
-  { metadata = {} }: WriteOptions,
+  { metadata = {} }: WriteOptions = {},
 ): AsyncGenerator<Uint8Array> {
   for (const [key, value] of Object.entries(metadata)) {
     if (typeof value !== "string") throw new ValueError(op, `metadata "${key}" is ${typeof value}, expected a string`);

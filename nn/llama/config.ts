@@ -1,4 +1,5 @@
 /** What a Llama is: the fields of `config.json`, checked and brought to one form. */
+import { roundTo } from "../../tensor/dtype.ts";
 import { FormatError, UnsupportedError } from "../../tensor/errors.ts";
 import { rotaryFrequencies, type RotaryScaling } from "../rotary.ts";
 
@@ -126,6 +127,13 @@ export function dimensions(config: LlamaConfig): LlamaDimensions {
   if (headDim % 2 !== 0) {
     throw new FormatError("llama", `config: head_dim ${headDim} is odd, which rotary halves cannot be`);
   }
+  if ((config.quantization_config ?? null) !== null) {
+    throw new UnsupportedError("llama", "config: has a quantization_config: this model reads plain weights");
+  }
+  const tied = config.tie_word_embeddings ?? false;
+  if (typeof tied !== "boolean") {
+    throw new FormatError("llama", `config: tie_word_embeddings is ${show(tied)}, expected true or false`);
+  }
   const allowed = { model_type: ["llama"], hidden_act: ["silu"], attention_bias: [false], mlp_bias: [false] };
   for (const [field, values] of Object.entries(allowed)) {
     const value = config[field];
@@ -143,7 +151,7 @@ export function dimensions(config: LlamaConfig): LlamaDimensions {
     headDim,
     maxPositions: count("max_position_embeddings", 2048),
     eps: positive("rms_norm_eps", config.rms_norm_eps ?? 1e-6),
-    tied: config.tie_word_embeddings ?? false,
+    tied,
     initStd: positive("initializer_range", config.initializer_range ?? 0.02),
     frequencies: frequenciesOf(config, headDim),
   };
@@ -153,17 +161,51 @@ export function dimensions(config: LlamaConfig): LlamaDimensions {
 
 function frequenciesOf(config: LlamaConfig, headDim: number): ArrayLike<number> {
   const rope = config.rope_parameters ?? config.rope_scaling ?? {};
+  if (typeof rope !== "object" || Array.isArray(rope)) {
+    throw new FormatError("llama", `config: the rotary settings are ${show(rope)}, expected an object`);
+  }
   if (rope.inv_freq === undefined) {
     const theta = positive("rope_theta", config.rope_parameters?.rope_theta ?? config.rope_theta ?? 10_000);
     return rotaryFrequencies({ headDim, theta, scaling: scalingOf(rope) });
   }
-  if (rope.inv_freq.length !== headDim / 2) {
+  if (!Array.isArray(rope.inv_freq) || rope.inv_freq.length !== headDim / 2) {
     throw new FormatError(
       "llama",
       `config: inv_freq has ${rope.inv_freq.length} numbers, a head of ${headDim} needs ${headDim / 2}`,
     );
   }
   return rope.inv_freq.map((f) => positive("inv_freq", f));
+}
+
+/**
+ * A config whose rotary frequencies are rounded to a 16-bit type and written out as `inv_freq`: what a model computes
+ * that was cast whole, its buffers too (`model.half()`, `model.to(torch.bfloat16)`).
+ */
+export function roundRotary(config: LlamaConfig, dtype: "f16" | "bf16"): LlamaConfig {
+  const rounded = Float32Array.from(dimensions(config).frequencies);
+  roundTo(dtype, rounded);
+  const rope = config.rope_parameters ?? { ...config.rope_scaling, rope_theta: config.rope_theta };
+  return { ...config, rope_parameters: { ...rope, inv_freq: [...rounded] } };
+}
+
+/**
+ * A parsed `generation_config.json`, checked.
+ * @throws {FormatError} naming the field that has no such value
+ */
+export function checkGenerationConfig(json: Readonly<Record<string, unknown>>): GenerationConfig {
+  const refuse = (field: string, expected: string): never => {
+    throw new FormatError("llama", `generation_config: ${field} is ${show(json[field])}, expected ${expected}`);
+  };
+  const isId = (id: unknown) => Number.isSafeInteger(id);
+  for (const field of ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"]) {
+    const value = json[field] ?? 0;
+    if (typeof value !== "number" || !(value >= 0 && value < Infinity)) refuse(field, "a number from 0");
+  }
+  for (const field of ["bos_token_id", "pad_token_id"]) if (!isId(json[field] ?? 0)) refuse(field, "an id");
+  const eos = json.eos_token_id ?? 0;
+  if (!isId(eos) && !(Array.isArray(eos) && eos.every(isId))) refuse("eos_token_id", "an id or a list of ids");
+  if (typeof (json.do_sample ?? false) !== "boolean") refuse("do_sample", "true or false");
+  return json;
 }
 
 function scalingOf(rope: RopeParameters): RotaryScaling | undefined {
@@ -191,5 +233,5 @@ function positive(field: string, value: unknown): number {
 }
 
 function show(value: unknown): string {
-  return JSON.stringify(value) ?? String(value);
+  return typeof value === "number" ? String(value) : JSON.stringify(value) ?? String(value);
 }

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { dimensions, type LlamaConfig } from "./config.ts";
+import { bf16Bits, bf16Value, f16Bits, f16Value } from "../../tensor/dtype.ts";
+import { checkGenerationConfig, dimensions, type LlamaConfig, roundRotary } from "./config.ts";
 
 const small: LlamaConfig = {
   vocab_size: 10,
@@ -47,4 +48,35 @@ Deno.test("dimensions() names the field that is wrong", () => {
   refused({ rope_scaling: { rope_type: "yarn" } }, /rope_type is "yarn"/);
   refused({ rope_scaling: { type: "linear" } }, /factor is undefined/);
   refused({ rope_parameters: { inv_freq: [1] } }, /inv_freq has 1 numbers, a head of 8 needs 4/);
+  refused({ rope_parameters: { inv_freq: "four" } }, /inv_freq has 4 numbers/);
+  refused({ rope_parameters: { inv_freq: [1, NaN, 1, 1] } }, /inv_freq is NaN, expected a number above 0/);
+  refused({ rope_parameters: "llama3" }, /rotary settings are "llama3"/);
+  refused({ rope_theta: -1 }, /rope_theta is -1/);
+  refused({ tie_word_embeddings: "yes" }, /tie_word_embeddings is "yes"/);
+  refused({ quantization_config: { bits: 4 } }, /quantization_config/);
+});
+
+Deno.test("roundRotary() writes the rounded frequencies into the config, wherever its settings stand", () => {
+  const exact = dimensions(small).frequencies;
+  for (const config of [small, { ...small, rope_theta: 500 }, { ...small, rope_parameters: { rope_theta: 500 } }]) {
+    const rounded = roundRotary(config, "bf16"), { frequencies } = dimensions(rounded);
+    assert.deepEqual(rounded.rope_parameters?.inv_freq, frequencies);
+    assert(Array.from(frequencies).every((f) => f === bf16Value(bf16Bits(f))));
+    assert.deepEqual(roundRotary(rounded, "bf16"), rounded);
+  }
+  assert.deepEqual(dimensions(roundRotary(small, "f16")).frequencies, Array.from(exact, (f) => f16Value(f16Bits(f))));
+});
+
+Deno.test("checkGenerationConfig() names the field that is wrong", () => {
+  const good = { do_sample: true, temperature: 0.6, top_p: 0.9, eos_token_id: [1, 2], bos_token_id: 3, other: "kept" };
+  assert.equal(checkGenerationConfig(good), good);
+  checkGenerationConfig({ eos_token_id: 5, pad_token_id: null, max_new_tokens: null, top_k: 50 });
+  const refused = (fields: Record<string, unknown>, message: RegExp) =>
+    assert.throws(() => checkGenerationConfig(fields), message);
+  refused({ temperature: "hot" }, /generation_config: temperature is "hot", expected a number from 0/);
+  refused({ temperature: -1 }, /temperature is -1/);
+  refused({ top_p: NaN }, /top_p is NaN/);
+  refused({ eos_token_id: [1, "2"] }, /eos_token_id is \[1,"2"\], expected an id or a list of ids/);
+  refused({ bos_token_id: 1.5 }, /bos_token_id is 1\.5/);
+  refused({ do_sample: 1 }, /do_sample is 1/);
 });

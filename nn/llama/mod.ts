@@ -8,4 +8,5 @@ export type { PromptOptions } from "./prompt.ts";
 export type { SamplingOptions } from "./sample.ts";
 export { streamDecoder } from "./text.ts";
 export type { ChatOptions, DecodeOptions, EncodeOptions, Message, StreamDecoder, Tokenizer } from "./text.ts";
-export type { LlamaModel, LoadedLlama } from "./weights.ts";
+export { CheckpointError, load, save } from "./weights.ts";
+export type { LlamaModel, LoadedLlama, LoadOptions, SaveOptions, WrongTensor } from "./weights.ts";
