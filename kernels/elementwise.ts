@@ -107,7 +107,8 @@ export interface ElementwiseCall extends ElementwiseShape {
   readonly size: number;
 }
 
-const names = ["a", "b", "c", "d", "e", "g", "h", "k"]; // no f: its offset would be `of`, a reserved word
+// No f: its offset would be `of`, a reserved word.
+const names = ["a", "b", "c", "d", "e", "g", "h", "k", ...each(24, (i) => `i${i + 8}`)];
 const lanes = 256;
 
 /** Thread index over a grid of workgroups in x and y. */

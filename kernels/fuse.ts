@@ -12,12 +12,13 @@ import type { DType } from "../tensor/dtype.ts";
 import { isDense, type Layout, sameShape, type Shape, stridesOf } from "../tensor/shape.ts";
 import { type ElementwiseCall, gridFor, planElementwise } from "./elementwise.ts";
 import type { PooledBuffer } from "./memory.ts";
+import type { MergeLimits } from "./merge.ts";
 import { distinctBytes } from "./profiler.ts";
 import type { Noted } from "./recorder.ts";
 import { computeType, isPacked, roundingFunctions, storageBytes } from "./storage.ts";
 
-/** Inputs of a fused kernel: with the result and the uniforms, within what every WebGPU device binds. */
-const maxInputs = 7;
+/** Inputs of a fused kernel, where a device binds so many buffers. */
+const maxInputs = 24;
 
 interface Elementwise extends Noted {
   readonly elementwise: ElementwiseCall;
@@ -56,7 +57,7 @@ class Group {
   }
 
   /** The group of these members; null when their shapes do not allow it. */
-  static of(list: readonly Noted[], members: readonly number[]): Group | null {
+  static of(list: readonly Noted[], members: readonly number[], most: number): Group | null {
     const last = list[members.at(-1)!] as Elementwise;
     const shape = last.elementwise.layouts[0].shape;
     const made = new Map(members.map((i) => [list[i].buffers.at(-1)!, list[i].elementwise!]));
@@ -75,7 +76,7 @@ class Group {
         if (!inputs.some((known) => sameInput(known, input))) inputs.push(input);
       }
     }
-    return inputs.length <= maxInputs ? new Group(list, members, inputs) : null;
+    return inputs.length <= most ? new Group(list, members, inputs) : null;
   }
 
   /** One dispatch for all. */
@@ -168,8 +169,9 @@ function numberOf(text: string): number {
 export function fuse(
   dispatches: readonly Noted[],
   vanishes: (buffer: PooledBuffer) => boolean,
-  maxWorkgroups: number,
+  { maxBuffers, maxWorkgroups }: MergeLimits,
 ): Noted[] {
+  const most = Math.min(maxInputs, maxBuffers - 1); // one for the result
   const readers = new Map<PooledBuffer, number[]>(), writers = new Map<PooledBuffer, number[]>();
   dispatches.forEach(({ kernel, buffers }, i) =>
     buffers.forEach((buffer, j) => {
@@ -189,17 +191,17 @@ export function fuse(
       const stays = buffers.slice(0, kernel.reads.length).every((x) =>
         (writers.get(x) ?? []).every((writer) => writer < i || writer > last)
       );
-      if (stays && Group.of(dispatches, [i, ...members].sort((a, b) => a - b)) !== null) return i;
+      if (stays && Group.of(dispatches, [i, ...members].sort((a, b) => a - b), most) !== null) return i;
     }
   };
   const gone = new Set<number>(), fused = new Map<number, Noted>();
   for (let last = dispatches.length - 1; last >= 0; last--) {
     if (gone.has(last) || dispatches[last].elementwise === undefined) continue;
-    let group = Group.of(dispatches, [last]);
+    let group = Group.of(dispatches, [last], most);
     while (group !== null) {
       const next = candidate(group.members, last, group.inputs);
       if (next === undefined) break;
-      group = Group.of(dispatches, [next, ...group.members].sort((a, b) => a - b));
+      group = Group.of(dispatches, [next, ...group.members].sort((a, b) => a - b), most);
     }
     if (group === null || group.members.length === 1) continue;
     for (const i of group.members) if (i !== last) gone.add(i);

@@ -141,10 +141,10 @@ Deno.test("a value is computed before what it reads is written in place", async 
   }
 });
 
-Deno.test("kernels read at most seven tensors, however long the chain", async () => {
-  const all = Array.from({ length: 12 }, (_, i) => normal(20 + i, [50]));
+Deno.test("kernels read at most 24 tensors, or as many as the device binds, however long the chain", async () => {
+  const all = Array.from({ length: 60 }, (_, i) => normal(20 + i, [50]));
   const ops = await same((...xs) => xs.reduce((a, b) => maximum(mul(a, b), a)), ...all);
-  assert(ops.length >= 2 && ops.length <= 4, `${ops}`);
+  assert(ops.length >= 3 && ops.length <= 4, `${ops}`);
 });
 
 Deno.test("the text of a fused kernel can be printed", async () => {

@@ -35,6 +35,10 @@ export interface Kernel {
   readonly uniforms: readonly (readonly [name: string, type: UniformType])[];
   /** Features without which it does not compile. */
   readonly requires: readonly Feature[];
+  /** What it was made with. */
+  readonly binds: KernelInterface;
+  /** The shader without the declarations of bindings and uniforms. */
+  readonly body: string;
   /** The whole shader without `enable` lines. */
   readonly source: string;
 }
@@ -63,6 +67,7 @@ export function kernel(name: string, shape: KernelInterface, body: () => string)
     ...Object.entries(writes).map(([id, type]) => [id, type, "read_write"]),
   ];
   const fields = Object.entries(uniforms);
+  const text = body();
   const lines = [
     ...storage.map(([id, type, access], i) =>
       `@group(0) @binding(${i}) var<storage, ${access}> ${id}: array<${type}>;`
@@ -71,7 +76,7 @@ export function kernel(name: string, shape: KernelInterface, body: () => string)
       `struct Uniforms { ${fields.map(([id, type]) => `${id}: ${type}`).join(", ")} }`,
       `@group(0) @binding(${storage.length}) var<uniform> u: Uniforms;`,
     ]),
-    body(),
+    text,
   ];
   const value: Kernel = {
     name,
@@ -79,6 +84,8 @@ export function kernel(name: string, shape: KernelInterface, body: () => string)
     writes: Object.keys(writes),
     uniforms: fields,
     requires,
+    binds: shape,
+    body: text,
     source: lines.join("\n"),
   };
   made.set(name, value);

@@ -5,6 +5,7 @@ import { broadcastLayout, type Layout, sameShape, type Shape, sizeOf } from "../
 import { castExpression, type Expression, gridFor, planElementwise } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
 import type { PooledBuffer } from "./memory.ts";
+import { turn, turnOf } from "./movement.ts";
 import type { Cost } from "./profiler.ts";
 
 /** A tensor as a kernel sees it: a buffer and the layout of its elements there. */
@@ -54,5 +55,7 @@ export function elementwise(
 
 /** y takes the elements that x sees, in y's dtype. */
 export function copy(call: Pick<Lowering<unknown>, "dispatch" | "capabilities">, x: View, y: View): void {
+  const turned = x.dtype === y.dtype ? turnOf(x, x.dtype, call.capabilities.maxWorkgroups) : null;
+  if (turned !== null) return call.dispatch(turn(x.dtype), [x, y], turned.uniforms, turned.workgroups);
   elementwise(call, "cast", castExpression, [x], y);
 }

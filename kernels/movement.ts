@@ -1,8 +1,18 @@
-/** Movement kernels: filling and placing. Views need none; copies of views are the elementwise cast. */
+/**
+ * Movement kernels: filling, placing and turning. Views need none; copies of views are the elementwise cast, but for
+ * large transposed ones of 32-bit types, which go through tiles of workgroup memory:
+ *
+ *   x ──32 elements of a column, adjacent in memory──▶ tile ──32 elements of a row──▶ y
+ *
+ * Floor for the copy of a transposed [8192, 8192] f32: 0.54 GB at 4.07 TB/s = 0.132 ms.
+ *   v1  each thread reads where its element lies     0.53 ms
+ *   v2  tiles, padded so that columns lie apart      …          ◀ this file
+ */
 import type { DType } from "../tensor/dtype.ts";
+import { collapse, type Layout } from "../tensor/shape.ts";
 import { globalIndex, locate, locateUniforms } from "./elementwise.ts";
-import { type Kernel, kernel } from "./kernel.ts";
-import { load, pack4, roundingFunctions, storageType, storageType4, stored } from "./storage.ts";
+import { each, type Kernel, kernel } from "./kernel.ts";
+import { isPacked, load, pack4, roundingFunctions, storageType, storageType4, stored } from "./storage.ts";
 
 const entry = `@compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
@@ -46,3 +56,58 @@ ${entry} {
   ${locate(2, rank, "t")}
   b[at_b] = ${stored(dtype, load(dtype, "a", "at_a"))};
 }`);
+
+/** Elements of a tile's side. */
+const side = 32;
+/** Smaller copies stay elementwise, which others can be fused with. */
+const fewest = 2 ** 18;
+
+/** y[b, r, c] = x[offset + b · batch + r + c · step], a tile a workgroup. */
+export const turn = (dtype: DType): Kernel =>
+  kernel(`turn_${dtype}`, {
+    reads: { x: storageType(dtype) },
+    writes: { y: storageType(dtype) },
+    uniforms: { rows: "u32", columns: "u32", offset: "u32", batch: "u32", step: "u32" },
+  }, () => {
+    const part = (i: number) => `${i * 8}u`;
+    return `
+var<workgroup> tile: array<${storageType(dtype)}, ${side * (side + 1)}>;
+@compute @workgroup_size(256) fn main(
+  @builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32,
+) {
+  let near = lane % ${side}u; let far = lane / ${side}u;
+  let row = group.y * ${side}u; let column = group.x * ${side}u;
+  let source = u.offset + group.z * u.batch + row + near;
+  ${
+      each(side / 8, (i) => `
+  if (row + near < u.rows && column + far + ${part(i)} < u.columns) {
+    tile[(far + ${part(i)}) * ${side + 1}u + near] = x[source + (column + far + ${part(i)}) * u.step];
+  }`).join("")
+    }
+  workgroupBarrier();
+  let target_at = group.z * u.rows * u.columns + column + near;
+  ${
+      each(side / 8, (i) => `
+  if (row + far + ${part(i)} < u.rows && column + near < u.columns) {
+    y[target_at + (row + far + ${part(i)}) * u.columns] = tile[near * ${side + 1}u + far + ${part(i)}];
+  }`).join("")
+    }
+}`;
+  });
+
+/** How a layout is copied by tiles: batches of transposed matrices; null where it is not worth it. */
+export function turnOf(
+  layout: Layout,
+  dtype: DType,
+  maxWorkgroups: number,
+): { uniforms: Record<string, number>; workgroups: [number, number, number] } | null {
+  if (isPacked(dtype)) return null;
+  const { shape, strides: [strides] } = collapse(layout.shape, [layout.strides]);
+  if (shape.length !== 2 && shape.length !== 3) return null;
+  const [rows, columns] = shape.slice(-2), [one, step] = strides.slice(-2);
+  const count = shape.length === 3 ? shape[0] : 1, batch = shape.length === 3 ? strides[0] : 0;
+  if (one !== 1 || step <= 1 || rows < side || columns < side || count * rows * columns < fewest) return null;
+  const workgroups: [number, number, number] = [Math.ceil(columns / side), Math.ceil(rows / side), count];
+  if (workgroups.some((n) => n > maxWorkgroups)) return null;
+  return { uniforms: { rows, columns, offset: layout.offset, batch, step }, workgroups };
+}

@@ -1,13 +1,16 @@
 import assert from "node:assert/strict";
-import { arange, full } from "../tensor/create.ts";
+import { setBackend } from "../tensor/backend.ts";
+import { arange, full, tensor } from "../tensor/create.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { cast } from "../tensor/elementwise.ts";
 import { concat, pad, reshape, slice, transpose } from "../tensor/movement.ts";
+import { profile } from "../tensor/profile.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { webgpu } from "./webgpu.ts";
 
 const gpu = await needAdapter(webgpu());
+setBackend(gpu);
 const dtypes: DType[] = ["f32", "f16", "bf16", "i32", "u32", "bool"];
 
 const count = (n: number, dtype: DType) => cast(arange(n, undefined, { backend: gpu }), dtype);
@@ -64,4 +67,37 @@ Deno.test("arange() on the device keeps whole numbers exact to the ends of their
   assert.equal(await last(2 ** 24 - 9, 2 ** 24, "f32"), 2 ** 24 - 1);
   const quarters = await list(arange(0, 1, { step: 0.25, backend: gpu }));
   assert.deepEqual(quarters, [0, 0.25, 0.5, 0.75]);
+});
+
+Deno.test("large transposed tensors are copied by tiles, edges and batches included; small and 16-bit ones are not", async () => {
+  for (const dtype of ["f32", "i32", "bool"] as const) {
+    const value = (i: number) => dtype === "bool" ? Number(i % 7 === 0) : i;
+    for (const [batch, rows, columns] of [[1, 515, 513], [3, 290, 333]]) {
+      const n = batch * rows * columns;
+      const data = Int32Array.from({ length: n + 5 }, (_, i) => value(i));
+      const flat = cast(tensor(data, { shape: [n + 5], backend: gpu }), dtype);
+      const x = reshape(slice(flat, [5]), [batch, columns, rows]);
+      const y = reshape(transpose(x), [n]);
+      const got = await y.data();
+      let i = 0;
+      for (let b = 0; b < batch; b++) {
+        for (let r = 0; r < rows; r++) {
+          for (let c = 0; c < columns; c++) {
+            const expected = value(5 + (b * columns + c) * rows + r);
+            if (got[i++] !== expected) {
+              assert.fail(`${dtype} [${b}, ${r}, ${c}] is ${got[i - 1]}, expected ${expected}`);
+            }
+          }
+        }
+      }
+    }
+  }
+  const kernelOf = async (shape: number[], dtype: DType) => {
+    const x = transpose(reshape(count(shape[0] * shape[1], dtype), shape));
+    const { kernels } = await profile(() => reshape(x, [x.size]).dispose());
+    return kernels.map(({ kernel }) => kernel);
+  };
+  assert.deepEqual(await kernelOf([512, 600], "f32"), ["turn_f32"]);
+  assert.match((await kernelOf([64, 60], "f32"))[0], /^cast_strided2/);
+  assert.match((await kernelOf([512, 600], "bf16"))[0], /^cast_strided2/);
 });

@@ -1,6 +1,7 @@
 /** What a recording needs to run again: which dispatches matter, which can run once, and which buffers can be shared. */
 import { fuse } from "./fuse.ts";
 import type { PooledBuffer } from "./memory.ts";
+import { merge, type MergeLimits } from "./merge.ts";
 import type { Noted } from "./recorder.ts";
 
 /** The parts of a plan. */
@@ -26,8 +27,8 @@ export interface PlanInputs {
   readonly given: (buffer: PooledBuffer) => boolean;
   /** Buffers that the caller gets. */
   readonly results: ReadonlySet<PooledBuffer>;
-  /** Workgroups along one axis. */
-  readonly maxWorkgroups: number;
+  /** What the device binds and runs at once. */
+  readonly limits: MergeLimits;
 }
 
 /** Larger results are computed at each replay rather than kept. */
@@ -97,7 +98,8 @@ export function planReplay(inputs: PlanInputs): Plan {
   const isOnce = (dispatch: Noted) => writesOf(dispatch).every((buffer) => constants.has(buffer));
   const once = dispatches.filter(isOnce);
   const passing = (x: PooledBuffer) => inputs.made(x) && !inputs.results.has(x) && !constants.has(x);
-  const each = fuse(dispatches.filter((dispatch) => !isOnce(dispatch)), passing, inputs.maxWorkgroups);
+  const fused = fuse(dispatches.filter((dispatch) => !isOnce(dispatch)), passing, inputs.limits);
+  const each = merge(fused, inputs.limits);
   const lives = new Map<PooledBuffer, readonly [number, number]>();
   each.forEach(({ buffers }, i) => {
     for (const buffer of buffers) {

@@ -33,7 +33,7 @@ function plan(dispatches: readonly Noted[], given: readonly PooledBuffer[], resu
     made: (b) => all.has(b) && !given.includes(b) && b.id < 100,
     given: (b) => given.includes(b),
     results: new Set(results),
-    maxWorkgroups: 65535,
+    limits: { maxBuffers: 8, maxWorkgroups: 65535 },
   });
 }
 

@@ -45,6 +45,14 @@ function reduce(call: Call, name: ReduceName, x: View, axes: readonly number[], 
     const columns = { k: rows / width, sk: outer.shape.length === 2 ? outer.strides[0] : 0, n, sr: step, width };
     return reduceColumnsOf(call, name, x, columns, y, n);
   }
+  if (name === "logsumexp" && step === 1 && n >= heldFrom && n < heldTo && outerDense(outer, n)) {
+    const tile = pickSoftmax(name, x.dtype, n);
+    if (x.offset % tile.vec === 0) {
+      const uniforms = { rows, loads: n / tile.vec, offset: x.offset / tile.vec };
+      const grid = gridFor(Math.ceil(rows * tile.lanes / 256) * 256, call.capabilities.maxWorkgroups);
+      return call.dispatch(softmaxRows(tile), [x, y], uniforms, grid);
+    }
+  }
   if (inner.shape.length > 1 || outer.shape.length > 3 || n === 0) {
     if (sizeOf(x.shape) > 0) {
       const order = [...kept, ...axes];
@@ -56,6 +64,14 @@ function reduce(call: Call, name: ReduceName, x: View, axes: readonly number[], 
     return reduceRowsOf(call, name, x, { shape: [rows], strides: [0] }, 0, 1, y, n);
   }
   reduceRowsOf(call, name, x, outer, n, step, y, n);
+}
+
+/** Rows of at least so many elements, and fewer than so many, take the kernel that holds a row in registers. */
+const heldFrom = 128, heldTo = 16384;
+
+/** Whether rows of n elements follow one another. */
+function outerDense({ shape, strides }: Strided, n: number): boolean {
+  return shape.length === 0 || (shape.length === 1 && strides[0] === n);
 }
 
 interface Strided {

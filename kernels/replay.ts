@@ -79,7 +79,10 @@ export class Replay implements Recording {
       made: (buffer) => tracing.made.has(buffer),
       given: (buffer) => standIns.includes(buffer),
       results: new Set(results),
-      maxWorkgroups: parts.maxWorkgroups,
+      limits: {
+        maxBuffers: device.limits.maxStorageBuffersPerShaderStage,
+        maxWorkgroups: parts.maxWorkgroups,
+      },
     });
     const slots = plan.slots.map((bytes) => pool.take(bytes, "compile"));
     const constants = new Map([...plan.constants].map((buffer) => [buffer, pool.take(buffer.bytes, "compile")]));

@@ -1,7 +1,7 @@
 /**
- * Softmax and its logarithm over rows: L lanes share a row, 256 / L rows a workgroup.
+ * Softmax, its logarithm and log-sum-exp over rows: L lanes share a row, 256 / L rows a workgroup.
  *
- *   row ──lanes stride──▶ registers ──max──▶ tree ──▶ exp, sum ──▶ tree ──▶ write
+ *   row ──lanes stride──▶ registers ──max──▶ tree ──▶ exp, sum ──▶ tree ──▶ write the row, or max + log sum alone
  *
  * Rows of up to 8 loads a lane stay in registers and are read once; longer ones are read three times (the second and
  * third mostly from cache).
@@ -15,7 +15,7 @@ import { isPacked, load, pack4, roundingFunctions, storageType, storageType4, st
 
 /** How a softmax kernel walks its rows. */
 export interface SoftmaxTile {
-  readonly name: "softmax" | "logSoftmax";
+  readonly name: "softmax" | "logSoftmax" | "logsumexp";
   readonly dtype: DType;
   /** The result's type; f32 when `dtype` is packed and rows are odd. */
   readonly output: DType;
@@ -34,15 +34,15 @@ export function pickSoftmax(name: SoftmaxTile["name"], dtype: DType, n: number):
   const loads = Math.max(1, n / vec);
   const lanes = Math.min(256, 2 ** Math.ceil(Math.log2(Math.max(1, loads / 4))));
   const held = Math.ceil(loads / lanes);
-  const output = isPacked(dtype) && vec === 1 ? "f32" : dtype;
+  const output = name === "logsumexp" || (isPacked(dtype) && vec === 1) ? "f32" : dtype;
   return { name, dtype, output, lanes, vec, held: held <= maxHeld ? held : 0 };
 }
 
-/** y = softmax of each row of x; both dense, x from `offset`. */
+/** y = softmax of each row of x, or one number for each row; both dense, x from `offset`. */
 export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTile): Kernel {
   return kernel(`${name}_l${lanes}_v${vec}_h${held}_${dtype}_${output}`, {
     reads: { x: vec === 4 ? storageType4(dtype) : storageType(dtype) },
-    writes: { y: vec === 4 ? storageType4(output) : storageType(output) },
+    writes: { y: vec === 4 && name !== "logsumexp" ? storageType4(output) : storageType(output) },
     uniforms: { rows: "u32", loads: "u32", offset: "u32" },
   }, () => {
     const parts = (v: string) => vec === 4 ? unpack4(dtype, v) : [v];
@@ -98,7 +98,11 @@ export function softmaxRows({ name, dtype, output, lanes, vec, held }: SoftmaxTi
   let total = w[me - lane];
   let scale = ${name === "softmax" ? "1.0 / total" : "select(ft_log(total), 0.0, abs(top) == ft_inf())"};
   ${name === "softmax" ? "let rest = fma(-total, scale, 1.0) * scale;" : ""}
-  ${sweep((es, at) => write(at, es.map(result)))}`;
+  ${
+      name === "logsumexp"
+        ? "if (lane == 0u && row < u.rows) { y[row] = top + scale; }"
+        : sweep((es, at) => write(at, es.map(result)))
+    }`;
     return `${mathFunctions(body)}
 ${roundingFunctions(output)}
 // A power's share of the total, with what the reciprocal's rounding lost put back.

@@ -3,7 +3,7 @@ import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
 import { transpose } from "../tensor/movement.ts";
 import { logSoftmax, softmax } from "../tensor/norm.ts";
-import { sum } from "../tensor/reduce.ts";
+import { logsumexp, sum } from "../tensor/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { arbShape, arbTensorData, assertClose, property } from "../testing/mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
@@ -51,6 +51,25 @@ Deno.test("a row of which −∞ is all but some is 0 there, and a row of −∞
     const y = await softmax(tensor(x, { shape: [2, n], backend: gpu })).data();
     assert.deepEqual([...y.slice(0, n)], Array.from({ length: n }, (_, i) => i === 0 || i === n - 1 ? 0.5 : 0));
     assert(y.slice(n).every(Number.isNaN), `${n}`);
+  }
+});
+
+Deno.test("logsumexp() of rows that are held in registers agrees with its reference, odd rows and infinities too", async () => {
+  const row = (n: number, at0: number, rest: number) => Array.from({ length: n }, (_, i) => i === 0 ? at0 : rest);
+  for (const n of [129, 1024, 9000]) {
+    for (const dtype of stored) {
+      const x = draw(n, [5, n], dtype);
+      await assertClose(logsumexp(onGpu(x), { axis: 1 }), await logsumexp(x, { axis: 1 }).data(), { dtype });
+    }
+    const rows = [
+      row(n, 1000, 0),
+      row(n, 3, -Infinity),
+      row(n, -Infinity, -Infinity),
+      row(n, Infinity, 1),
+      row(n, NaN, 1),
+    ];
+    const y = await logsumexp(tensor(rows, { backend: gpu }), { axis: 1 }).data();
+    assert.deepEqual([...y], [1000, 3, -Infinity, Infinity, NaN]);
   }
 });
 
