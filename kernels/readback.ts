@@ -2,6 +2,10 @@
  * Reading back. Awaiting `mapAsync` costs 11 ms in Deno, which polls and then sleeps; but Deno has waited for the GPU
  * by the time `mapAsync` returns its promise, so the mapped range is there at once. The shortcut is tried once on a known
  * buffer; where it fails, reads await as the standard says.
+ *
+ * With the shortcut nothing would ever wait: a loop that reads its loss at every step would keep timers, signals, the
+ * ends of those maps and the finalisers of dropped tensors out for as long as it runs. So a read lets them in, which
+ * takes 5 µs.
  */
 import { UnsupportedError } from "../tensor/errors.ts";
 import { sizeClass } from "./memory.ts";
@@ -18,6 +22,8 @@ export class Readback {
   readonly #queue: DispatchQueue;
   readonly #idle: GPUBuffer[] = [];
   #immediate = false;
+  /** Lets what waits for the event loop run. */
+  #turn: () => Promise<void> = () => Promise.resolve();
 
   constructor(device: GPUDevice, queue: DispatchQueue) {
     this.#device = device;
@@ -42,12 +48,18 @@ export class Readback {
       this.#immediate = false;
     }
     source.destroy();
-    await Promise.resolve();
+    if (!this.#immediate) return;
+    const { setImmediate } = await import("node:timers");
+    this.#turn = () => new Promise((resolve) => void setImmediate(resolve));
   }
 
   /** Bytes of a buffer; offset and length are multiples of 4. */
   async read(buffer: GPUBuffer, offset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
-    if (this.#immediate) return this.readSync(buffer, offset, bytes);
+    if (this.#immediate) {
+      const out = this.readSync(buffer, offset, bytes);
+      await this.#turn();
+      return out;
+    }
     const out = new Uint8Array(bytes);
     for (let at = 0; at < bytes; at += maxStaging) {
       const part = Math.min(maxStaging, bytes - at);

@@ -62,3 +62,17 @@ Deno.test("reads longer than a staging buffer arrive whole, by both ways", async
   if (readback.immediate) assert.deepEqual(marked(readback.readSync(buffer, 0, bytes)), [[1, 2, 3, 4], 0, 0]);
   device.destroy();
 });
+
+Deno.test("a loop that reads at every turn lets timers and finalisers in", async () => {
+  const gpu = await needAdapter(webgpu());
+  try {
+    const x = tensor([1, 2], { backend: gpu });
+    let fired = false;
+    setTimeout(() => fired = true, 5);
+    const end = performance.now() + 2000;
+    while (!fired && performance.now() < end) await x.data();
+    assert.ok(fired);
+  } finally {
+    gpu.dispose();
+  }
+});
