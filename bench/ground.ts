@@ -1,7 +1,6 @@
 /** The ground floor's figures: matmul, memory-bound ops, dispatch cost, flash attention; each beside its target. */
 import {
   add,
-  type Backend,
   flashAttention,
   grad,
   key,
@@ -13,19 +12,17 @@ import {
   sum,
   type Tensor,
 } from "@flashtape/flashtape";
-import { time, type Timing } from "./measure.ts";
+import { deviceLine } from "./machine.ts";
+import { time } from "./measure.ts";
+import { above, measures } from "./options.ts";
+import type { Context, Take } from "./plan.ts";
+import { emptyRow, type Result, type Row, toJson } from "./record.ts";
+import { ms, table } from "./table.ts";
+import * as flops from "./flops.ts";
 
-/** One line of the table. */
-export interface Figure extends Timing {
+interface Ground {
   readonly name: string;
-  /** The rate, in `unit`. */
-  readonly rate: number;
   readonly unit: "TFLOP/s" | "TB/s" | "µs/op";
-}
-
-interface Case {
-  readonly name: string;
-  readonly unit: Figure["unit"];
   /** FLOPs, bytes or ops of one call. */
   readonly work: number;
   readonly inputs: () => Tensor[];
@@ -37,32 +34,32 @@ function random(seed: number, shape: number[]): Tensor {
   return scope(() => randn(key(seed), shape));
 }
 
-function matmulCase(n: number): Case {
+function matmulCase(n: number): Ground {
   return {
     name: `matmul f32 ${n}³`,
     unit: "TFLOP/s",
-    work: 2 * n ** 3,
+    work: flops.matmul(n, n, n),
     inputs: () => [random(1, [n, n]), random(2, [n, n])],
     run: (a, b) => matmul(a, b),
   };
 }
 
-function attentionCase(name: string, s: number, d: number, causal: boolean, backward: boolean): Case {
+function attentionCase(name: string, s: number, d: number, causal: boolean, backward: boolean): Ground {
   const [b, h] = [4, 12];
-  const forward = 4 * b * h * s * s * d * (causal ? 0.5 : 1);
+  const sizes = { batch: b, heads: h, seqlenQ: s, seqlenK: s, headDim: d, causal };
   const attend = (q: Tensor, k: Tensor, v: Tensor) => flashAttention(q, k, v, { causal });
   const loss = grad((q: Tensor, k: Tensor, v: Tensor, w: Tensor) => sum(mul(attend(q, k, v), w)), [0, 1, 2]);
   return {
     name: `flash ${name} f32 B${b} H${h} S${s} D${d}${causal ? " causal" : ""}`,
     unit: "TFLOP/s",
-    work: backward ? 3.5 * forward : forward,
+    work: flops.attentionForward(sizes) + (backward ? flops.attentionBackward(sizes) : 0),
     inputs: () => [1, 2, 3, 4].map((seed) => random(seed, [b, s, h, d])),
     run: (q, k, v, w) => backward ? loss(q, k, v, w) : attend(q, k, v),
   };
 }
 
 /** The cases; `scale` below 1 shrinks the large ones for slow devices. */
-function cases(scale: number): Case[] {
+function cases(scale: number): Ground[] {
   const gib = Math.round(2 ** 28 * scale),
     rows = Math.round(65536 * scale),
     n = Math.round(4096 * Math.cbrt(scale) / 64) * 64;
@@ -114,20 +111,60 @@ function cases(scale: number): Case[] {
   ];
 }
 
-/** Measures every case. */
-export async function ground(
-  backend: Backend,
-  { scale, report }: { scale: number; report: (figure: Figure) => void },
-): Promise<Figure[]> {
-  const figures: Figure[] = [];
-  for (const { name, unit, work, inputs, run } of cases(scale)) {
-    const made = inputs();
-    const timing = await time(backend, () => run(...made));
-    for (const x of made) x.dispose();
-    const rate = unit === "µs/op" ? timing.median * 1e3 / work : work / timing.median / 1e9;
-    const figure = { name, unit, rate, ...timing };
-    figures.push(figure);
-    report(figure);
+async function rows(scale: number, { backend, progress, settings }: Context): Promise<Row[]> {
+  const all = cases(scale), found: Row[] = [];
+  progress.start(all.length);
+  try {
+    for (const { name, unit, work, inputs, run } of all) {
+      progress.on(name);
+      const made = inputs(), samples = Math.min(7, settings.repeats);
+      const timing = await time(backend, () => run(...made), {
+        samples,
+        budget: Math.min(1000, 1000 * settings.budget),
+      });
+      for (const x of made) x.dispose();
+      const { repeats, ...wall } = timing;
+      const rate = unit === "µs/op" ? wall.median * 1e3 / work : work / wall.median / 1e9;
+      const row: Row = {
+        ...emptyRow(name, { repeats }),
+        ...{ clock: "wall clock", ms: wall, figures: { [unit]: rate } },
+        ...(unit === "TFLOP/s" ? { flops: work } : unit === "TB/s" ? { bytes: work } : {}),
+      };
+      found.push(row);
+      progress.done(row);
+    }
+  } finally {
+    progress.stop();
   }
-  return figures;
+  return found;
+}
+
+/** The `ground` command. */
+export function ground(take: Take) {
+  return measures("ground", "What this machine can do: matmul, memory-bound ops, the cost of a dispatch, attention.")
+    .option("--scale <n>", "shrinks the large cases: at 1 they need 4 GiB on the device", above(0, 1), 1)
+    .option("--save <file>", "the JSON file (default: bench/results/ground-<adapter>.json)")
+    .action((options) =>
+      take({
+        command: "ground",
+        settings: options,
+        writes: options.save === undefined ? [] : [["--save", options.save]],
+        measure: (context) => rows(options.scale, context),
+        files: (result) => Promise.resolve({ [options.save ?? fileOf(result)]: toJson(result) }),
+        report,
+      })
+    );
+}
+
+function fileOf({ device }: Result): string {
+  const slug = device.name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  return `bench/results/ground-${slug}.json`;
+}
+
+function report(result: Result): string {
+  const lines = result.rows.map(({ name, ms: wall, figures = {} }) => {
+    const [[unit, rate]] = Object.entries(figures);
+    return [name, ms(wall?.median), `${rate.toFixed(2)} ${unit}`];
+  });
+  return `${deviceLine(result)}, wall clock\n\n${table(["case", "median ms", "rate"], lines)}`;
 }

@@ -1,17 +1,22 @@
-/** Timing: wall clock around many repeats that end in one wait, so that its cost is shared; the median of several. */
-import { type Backend, dispose, scope } from "@flashtape/flashtape";
+/**
+ * Timing. On a GPU with timestamps each kernel is timed by the GPU's own clock and a call is the sum of its kernels; else a
+ * wall clock goes around many calls that end in one wait. The call that compiles is never counted, and before each timed
+ * call the buffers that its results will be given are filled with NaN, so that an element nobody wrote is seen.
+ */
+import { type Backend, dispose, full, memory, profile, scope, sum, Tensor } from "@flashtape/flashtape";
+import type { Clock, Times } from "./record.ts";
+
+/** What a call may return. */
+export type Outputs = Tensor | readonly Outputs[] | { readonly [name: string]: Outputs };
 
 /** What a measurement found, in milliseconds for one call. */
-export interface Timing {
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-  readonly samples: number;
+export interface Timing extends Times {
+  /** Calls that each sample is the mean of. */
   readonly repeats: number;
 }
 
 /**
- * Times one call of `f`, whose results are freed. The first calls compile and warm up and are not counted.
+ * Times one call of `f` by the wall clock; its results are freed. The first calls compile and warm up and are not counted.
  * @param options.budget about how many milliseconds to spend
  */
 export async function time(backend: Backend, f: () => unknown, { budget = 1000, samples = 7 } = {}): Promise<Timing> {
@@ -28,15 +33,203 @@ export async function time(backend: Backend, f: () => unknown, { budget = 1000, 
   await many(repeats);
   const times: number[] = [];
   for (let i = 0; i < samples; i++) times.push(await many(repeats) / repeats);
-  times.sort((a, b) => a - b);
-  return { median: times[samples >> 1], min: times[0], max: times[samples - 1], samples, repeats };
+  return { ...summary(times), repeats };
 }
 
-/** Runs `f` on inputs that are freed afterwards. */
-export async function using<T>(inputs: T, f: (inputs: T) => Promise<void>): Promise<void> {
-  try {
-    await f(inputs);
-  } finally {
-    dispose(inputs);
+/** Median, least, mean and greatest of some samples. */
+export function summary(each: readonly number[]): Times {
+  const sorted = [...each].sort((a, b) => a - b), n = sorted.length, half = n >> 1;
+  const median = n % 2 === 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  const avg = sorted.reduce((a, b) => a + b, 0) / n;
+  return { median, min: sorted[0], avg, max: sorted[n - 1], each: [...each] };
+}
+
+/** The tensors in what a call returned. */
+export function tensorsOf(outputs: Outputs): Tensor[] {
+  if (outputs instanceof Tensor) return [outputs];
+  return Object.values(outputs as Record<string, Outputs>).flatMap(tensorsOf);
+}
+
+const floats = new Set<string>(["f32", "f16", "bf16", "f64"]);
+
+/** Free buffers of one size are looked for at most this often. */
+const mostBuffers = 32;
+
+/** Fills with NaN every free buffer that the results of a call can be given. */
+export class Poison {
+  readonly #specs: { shape: readonly number[]; dtype: Tensor["dtype"]; count: number }[];
+  /** How many fills the last `spread()` ran. */
+  fills = 0;
+
+  constructor(outputs: Outputs) {
+    const results = tensorsOf(outputs).filter((x) => floats.has(x.dtype) && x.size > 0);
+    const kinds = new Map(results.map((x) => [`${x.dtype} ${x.size}`, x]));
+    this.#specs = [...kinds.values()].map(({ shape, dtype }) => ({ shape: [...shape], dtype, count: 0 }));
   }
+
+  /** The first time it fills buffers until a fresh one had to be made; then as many as that were. */
+  spread(): void {
+    this.fills = 0;
+    const held: Tensor[] = [];
+    for (const spec of this.#specs) {
+      const known = spec.count;
+      for (let i = 0; known === 0 ? i < mostBuffers : i < known; i++) {
+        const { pooled } = memory();
+        held.push(full(spec.shape, NaN, { dtype: spec.dtype }));
+        spec.count = Math.max(spec.count, i + 1);
+        if (known === 0 && memory().pooled >= pooled) break;
+      }
+    }
+    this.fills = held.length;
+    for (const x of held) x.dispose();
+  }
+}
+
+/** One number for each result, NaN when any of its elements is. */
+function digestOf(outputs: Outputs): Tensor[] {
+  return tensorsOf(outputs).filter((x) => floats.has(x.dtype) && x.size > 0).map((x) => sum(x));
+}
+
+/** Thrown when a timed call left something unwritten, or computed NaN. */
+export class PoisonedError extends Error {
+  override readonly name = "PoisonedError";
+}
+
+async function expectWritten(digests: readonly (readonly Tensor[])[]): Promise<void> {
+  for (const [run, found] of digests.entries()) {
+    for (const [i, x] of found.entries()) {
+      if (Number.isNaN(await x.item())) {
+        throw new PoisonedError(`result ${i} of timed call ${run} has NaN: elements were left unwritten`);
+      }
+    }
+  }
+}
+
+/** How a call is to be timed. */
+export interface TimingOptions {
+  readonly warmup: number;
+  /** Timed calls at most. */
+  readonly repeats: number;
+  /** Milliseconds for all of it, about. */
+  readonly budget: number;
+}
+
+/** Samples in milliseconds, and whose clock they are of. */
+export interface Timed {
+  readonly clock: Clock;
+  readonly ms: Times;
+  /** Kernels of one call; null where there are none. */
+  readonly launches: number | null;
+}
+
+/** Launches that one profile may hold: each has two timestamps, and a pass of its own that the host has to send. */
+const mostLaunches = 20_000;
+
+/**
+ * Times a call, by the GPU's clock where it has one.
+ * @param call makes the same results at every call, and frees what else it makes; the results are freed here
+ */
+export async function timed(backend: Backend, call: () => Outputs, options: TimingOptions): Promise<Timed> {
+  const poison = await prepared(backend, call);
+  const start = performance.now();
+  dispose(call());
+  await backend.synchronize();
+  const fits = Math.floor(options.budget / Math.max(performance.now() - start, 1e-3));
+  const repeats = Math.max(Math.min(3, options.repeats), Math.min(options.repeats, fits));
+  if (backend.name === "webgpu" && backend.capabilities.timestamps) {
+    const launches = (await profile(() => dispose(call()))).launches.length;
+    if (launches > 0 && launches * repeats <= mostLaunches) {
+      const each = await gpuTimes(call, poison, { ...options, repeats }, launches);
+      return { clock: "gpu timestamps", ms: summary(each), launches };
+    }
+  }
+  return { clock: "wall clock", ms: summary(await wallTimes(backend, call, poison, repeats)), launches: null };
+}
+
+/** Times a call by the wall clock, whatever clocks there are: what a program sees that calls again and again. */
+export async function timedByWall(backend: Backend, call: () => Outputs, options: TimingOptions): Promise<Times> {
+  const poison = await prepared(backend, call);
+  return summary(await wallTimes(backend, call, poison, options.repeats, options.budget));
+}
+
+/** Compiles, runs once more, and learns what results look like. */
+async function prepared(backend: Backend, call: () => Outputs): Promise<Poison> {
+  const first = call();
+  const poison = new Poison(first);
+  dispose(first);
+  dispose(call());
+  await backend.synchronize();
+  return poison;
+}
+
+async function gpuTimes(
+  call: () => Outputs,
+  poison: Poison,
+  { repeats, warmup }: TimingOptions,
+  launches: number,
+): Promise<number[]> {
+  const fills: number[] = [], cycles = warmup + repeats;
+  const run = () => {
+    poison.spread();
+    const outputs = call(), digest = digestOf(outputs);
+    dispose(outputs);
+    return digest;
+  };
+  dispose(run()); // compiles what poisons and checks
+  const { launches: found, value: digests } = await profile(() =>
+    Array.from({ length: cycles }, () => {
+      const digest = run();
+      fills.push(poison.fills);
+      return digest;
+    })
+  );
+  const rest = found.length - fills.reduce((a, b) => a + b, 0), checks = rest / cycles - launches;
+  if (!Number.isInteger(checks) || checks < 0) {
+    throw new Error(`calls differ: ${found.length} launches are not ${cycles} times ${launches} and the same checks`);
+  }
+  await expectWritten(digests);
+  dispose(digests);
+  let at = 0;
+  const each = fills.map((fill) => {
+    const from = at + fill;
+    at = from + launches + checks;
+    return found.slice(from, from + launches).reduce((ms, launch) => ms + launch.ms, 0);
+  });
+  return each.slice(warmup); // the card's clock rises during the first ones
+}
+
+/** Calls are grouped until a sample takes about this long, in milliseconds: waiting for the device costs a part of one. */
+const sampleTime = 30;
+
+async function wallTimes(
+  backend: Backend,
+  call: () => Outputs,
+  poison: Poison,
+  repeats: number,
+  budget = Infinity,
+): Promise<number[]> {
+  const sample = async (calls: number) => {
+    poison.spread();
+    await backend.synchronize();
+    const start = performance.now();
+    for (let i = 1; i < calls; i++) dispose(call());
+    const last = call();
+    await backend.synchronize();
+    const ms = (performance.now() - start) / calls;
+    const digest = digestOf(last);
+    await expectWritten([digest]);
+    dispose([last, digest]);
+    return ms;
+  };
+  const first = await sample(1);
+  const calls = first > sampleTime
+    ? 1
+    : Math.max(1, Math.min(1000, Math.round(sampleTime / Math.max(await sample(3), 1e-3))));
+  const each: number[] = [];
+  const begin = performance.now();
+  for (let i = 0; i < repeats; i++) {
+    each.push(await sample(calls));
+    if (i >= 2 && performance.now() - begin > budget) break;
+  }
+  return each;
 }
