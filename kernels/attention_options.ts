@@ -220,13 +220,18 @@ export function scoreText(features: AttentionFeatures, s: string, i: string, j: 
   ].filter((text) => text !== "").join(" ");
 }
 
-/** True for a score that lengths and window allow. */
+/**
+ * True for a score that lengths and window allow. Joined by `&`: a tile asks for each of its scores, and the branches
+ * of so many `&&` keep the compiler of Chromium's software adapter busy for minutes.
+ */
 export function visible({ window, leftpad }: AttentionFeatures, i: string, j: string): string {
-  return [
+  const all = [
     `${j} < sk`,
     leftpad ? `${j} >= keyFirst` : "",
-    window ? `i32(${j}) - i32(${i}) - shift <= u.right && i32(${i}) + shift - i32(${j}) <= u.left` : "",
-  ].filter((text) => text !== "").join(" && ");
+    window ? `i32(${j}) - i32(${i}) - shift <= u.right` : "",
+    window ? `i32(${i}) + shift - i32(${j}) <= u.left` : "",
+  ].filter((text) => text !== "");
+  return all.length === 1 ? all[0] : `(${all.map((text) => `(${text})`).join(" & ")})`;
 }
 
 /** True for a tile of scores in which `visible` has to be asked: rows from `q0`, columns from `k0`. */
