@@ -281,6 +281,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
       b.shape,
       () => tb ? matmul(dy, a, { transposeA: true, transposeB: ta }) : matmul(a, dy, { transposeA: !ta }),
     ),
+  project: refuse("project", "has no derivative: use linear, rmsNorm and swiglu"),
   // attention
   attention: ({ inputs, outputs: [out, lse], wanted, params }) => {
     const [q, k, v, ...rest] = inputs, { optional } = params;
@@ -296,6 +297,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   attentionBackward: refuse("flashAttention", "has no second derivative: take it through naiveAttention, which has"),
   cacheAppend: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
   cacheAttention: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
+  rotaryAppend: refuse("rotaryAppend", "has no derivative: use rotaryEmbedding"),
   dropoutMask: null,
 };
 

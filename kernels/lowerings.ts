@@ -23,6 +23,7 @@ import {
 } from "./loss_lowering.ts";
 import { lowerLayerNorm, lowerLayerNormBackward, lowerRmsNorm, lowerRmsNormBackward } from "./norm.ts";
 import { lowerRotary } from "./rotary.ts";
+import { lowerRotaryAppend } from "./rotary_append.ts";
 import { lowerMatmul } from "./matmul_lowering.ts";
 import { arange, fill, place } from "./movement.ts";
 import {
@@ -36,6 +37,7 @@ import {
 } from "./random.ts";
 import { lowerCumsum, lowerReduce, lowerSoftmax, lowerTopK } from "./reduce_lowering.ts";
 import type { ReduceName } from "./reduce.ts";
+import { lowerProject } from "./project_lowering.ts";
 import { lowerSample } from "./sample.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 import { lowerAdamw, lowerMomentum, lowerSgd } from "./update.ts";
@@ -218,9 +220,11 @@ export const lowerings: { readonly [N in OpName]: Lower<ParamsOfName<N>> } = {
   attentionBackward: lowerAttentionBackward,
   cacheAppend: lowerCacheAppend,
   cacheAttention: lowerCacheAttention,
+  rotaryAppend: lowerRotaryAppend,
   dropoutMask: lowerDropoutMask,
   // matmul
   matmul: lowerMatmul,
+  project: lowerProject,
 };
 
 /** The dispatches of an op, in the table or not; undefined when it has none. */

@@ -1,14 +1,22 @@
 /** Multi-head attention with grouped heads. */
 import { flashAttention } from "../tensor/attention.ts";
-import { type AttentionCache, flashAttentionWithKvCache } from "../tensor/attention_cache.ts";
+import { type AttentionCache, cacheAttentionOp } from "../tensor/attention_cache.ts";
 import { naiveAttention } from "../tensor/attention_eager.ts";
+import { tensorsOf } from "../tensor/attention_options.ts";
+import { arange, tensor } from "../tensor/create.ts";
+import { add, cast, greaterEqual, lessEqual, logicalAnd } from "../tensor/elementwise.ts";
 import { ShapeError, show, ValueError } from "../tensor/errors.ts";
-import { pad, reshape, slice } from "../tensor/movement.ts";
+import { take } from "../tensor/gather.ts";
+import { concat, expandDims, pad, reshape, slice } from "../tensor/movement.ts";
+import { runAll } from "../tensor/op.ts";
+import { project } from "../tensor/project.ts";
 import { rotaryEmbedding } from "../tensor/rotary.ts";
+import { rotaryAppend } from "../tensor/rotary_append.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { appendToCache, grownCapacity } from "./cache.ts";
+import { appendToCache, grownCapacity, roomInCache } from "./cache.ts";
 import { linear, type LinearParams } from "./linear.ts";
+import { rmsNorm, type RmsNormParams } from "./norm.ts";
 
 /** `"flash"` keeps nothing of size Sq × Sk, `"naive"` all of it; the result is the same. */
 export type AttentionAlgorithm = "flash" | "naive";
@@ -31,18 +39,22 @@ export interface Rotary {
   readonly cos: Tensor;
   /** `[positions, D / 2]` */
   readonly sin: Tensor;
-  /** Where the tokens stand, i32 `[S]` or `[B, S]`. */
-  readonly positions: Tensor;
+  /** Where the tokens stand, i32 `[S]` or `[B, S]`; where the cache has them when not given. */
+  readonly positions?: Tensor;
 }
 
 /** One layer's part of a cache. */
 export interface LayerCache {
   /** Keys and values; none before the first call. */
   readonly seen?: AttentionCache;
-  /** Positions that it holds. */
-  readonly past: number;
-  /** Positions that there is room for. */
+  /** Positions that it holds: a number, or i32 `[B]`, and then `seen` has room for what comes. */
+  readonly past: number | Tensor;
+  /** Positions that there is room for; more is found when they are full. */
   readonly capacity: number;
+  /** Positions at the start of each row that are padding, i32 `[B]`. */
+  readonly leftpad?: Tensor;
+  /** The pages of each row, i32 `[B, pages]`: `seen` is then pages `[blocks, page, Hk, D]`. */
+  readonly table?: Tensor;
 }
 
 /** Options of {@linkcode multiHeadAttention}. */
@@ -108,12 +120,72 @@ export function multiHeadAttention(
       const y = linear(layer, x);
       return reshape(y, [batch, length, count, y.shape[2] / count]);
     };
-    let q = project(params.q, heads); // [B, S, H, D]
-    let k = project(params.k, kvHeads); // [B, S, Hk, D]
+    const q = project(params.q, heads); // [B, S, H, D]
+    const k = project(params.k, kvHeads); // [B, S, Hk, D]
     const v = project(params.v, kvHeads);
-    if (rotary !== undefined) [q, k] = rotaryEmbedding([q, k], rotary.cos, rotary.sin, { positions: rotary.positions });
-    const { out, seen } = attend(q, k, v, cache, options);
+    const { out, seen } = attend(...turned(q, k, rotary, cache), v, cache, options);
     return { out: linear(params.o, reshape(out, [batch, length, params.o.weight.shape[1]])), cache: seen };
+  });
+}
+
+/** Tokens in a call up to which it is a step of decoding. */
+const fewTokens = 8;
+
+/**
+ * What stands before the last layer of attention over norm(x), in ops that have no derivative.
+ *
+ * @param x f32 `[B, S, size]`
+ * @returns out `[B, S, H·D]`, and the cache
+ */
+export function normedAttention(
+  params: Omit<AttentionParams, "o">,
+  norm: RmsNormParams & { readonly eps: number },
+  x: Tensor,
+  options: MultiHeadAttentionOptions,
+): { out: Tensor; cache?: AttentionCache } {
+  const { heads, kvHeads = heads, rotary, cache, attention, mask } = options;
+  const [batch, length] = x.shape, weights = [params.q.weight, params.k.weight, params.v.weight];
+  const size = weights[0].shape[0] / heads;
+  return scope(() => {
+    const whole = rotary !== undefined && 2 * rotary.cos.shape[1] === size && size % 4 === 0;
+    const few = batch * length <= fewTokens, positions = rotary?.positions;
+    if (few && whole && cache?.seen !== undefined && cache.past !== 0 && attention !== "naive") {
+      const { past, table } = cache, total = typeof past === "number" ? past + length : undefined;
+      const seen = total === undefined || total <= cache.capacity ? cache.seen : grown(cache, total, batch);
+      const lengths = typeof past === "number"
+        ? tensor(new Int32Array(batch).fill(past), { backend: x.backend })
+        : past;
+      const each = positions?.rank === 1 ? concat(Array(batch).fill(expandDims(positions, 0)), { axis: 0 }) : positions;
+      const turn = { heads, cos: rotary!.cos, sin: rotary!.sin, lengths, positions: each, blockTable: table };
+      const { q, cache: next } = rotaryAppend(project(x, weights, { norm }), seen, turn);
+      const out = overCache(q, next, lengths, length, options, mask);
+      return { out: reshape(out, [batch, length, heads * size]), cache: next };
+    }
+    const n = rmsNorm(norm, x, norm);
+    const [q, k, v] = weights.map((w, i) => reshape(project(n, [w]), [batch, length, i === 0 ? heads : kvHeads, size]));
+    const { out, seen } = attend(...turned(q, k, rotary, cache), v, cache, options);
+    return { out: reshape(out, [batch, length, heads * size]), cache: seen };
+  });
+}
+
+/** Queries and keys at their positions. */
+function turned(q: Tensor, k: Tensor, rotary: Rotary | undefined, cache: LayerCache | undefined): [Tensor, Tensor] {
+  if (rotary === undefined) return [q, k];
+  const [batch, length] = q.shape, past = cache?.past ?? 0, at = { dtype: "i32", backend: q.backend } as const;
+  const positions = rotary.positions ??
+    (typeof past === "number"
+      ? arange(past, past + length, at)
+      : add(reshape(past, [batch, 1]), reshape(arange(0, length, at), [1, length])));
+  const [a, b] = rotaryEmbedding([q, k], rotary.cos, rotary.sin, { positions });
+  return [a, b];
+}
+
+/** A layer's cache with more room. */
+function grown({ seen, capacity }: LayerCache, total: number, batch: number): AttentionCache {
+  const { k } = seen!, [, , ...heads] = k.shape;
+  return roomInCache(seen, {
+    ...{ batch, heads: heads as [number, number], dtype: k.dtype, backend: k.backend },
+    capacity: grownCapacity(capacity, total),
   });
 }
 
@@ -123,21 +195,67 @@ function attend(
   k: Tensor,
   v: Tensor,
   cache: LayerCache | undefined,
-  { causal = true, mask, attention }: MultiHeadAttentionOptions,
+  options: MultiHeadAttentionOptions,
 ): { out: Tensor; seen?: AttentionCache } {
+  const { causal = true, mask, attention } = options;
   const direct = attention === "naive" ? naiveAttention : flashAttention;
   if (cache === undefined) return { out: direct(q, k, v, { causal, mask }) };
-  const { past } = cache, total = past + k.shape[1], capacity = grownCapacity(cache.capacity, total);
-  const seen = appendToCache(cache.seen, past, capacity, k, v);
-  if (past === 0) return { out: direct(q, k, v, { causal, mask }), seen };
-  if (attention === "naive") {
-    const [keys, values] = [seen.k, seen.v].map((x) =>
-      slice(x, [0, 0, 0, 0], [x.shape[0], total, x.shape[2], x.shape[3]])
-    );
-    return { out: naiveAttention(q, keys, values, { causal, mask }), seen };
+  const { past, capacity, table } = cache, [batch, length, ...heads] = k.shape;
+  const room = typeof past !== "number" ? capacity : grownCapacity(capacity, past + length);
+  const fits = cache.seen !== undefined && (table !== undefined || cache.seen.k.shape[1] === room);
+  const target = fits ? cache.seen! : roomInCache(cache.seen, {
+    ...{ batch, capacity: room, heads: heads as [number, number], dtype: k.dtype, backend: k.backend },
+  });
+  const seen = appendToCache(target, past, k, v, table);
+  if (past === 0) return { out: direct(q, k, v, { causal, mask: mask ?? padding(cache, length) }), seen };
+  const lengths = typeof past === "number" ? tensor(new Int32Array(batch).fill(past), { backend: q.backend }) : past;
+  if (attention !== "naive") return { out: overCache(q, seen, lengths, length, options, mask), seen };
+  const [keys, values] = [seen.k, seen.v].map((x) => {
+    const all = table === undefined ? x : take(x, reshape(table, [table.size])); // [B·pages, page, Hk, D]
+    const rows = reshape(all, [batch, all.size / batch / heads[0] / heads[1], ...heads]);
+    return cast(typeof past === "number" ? slice(rows, [0, 0, 0, 0], [batch, past + length, ...heads]) : rows, q.dtype);
+  });
+  if (typeof past === "number") {
+    const hidden = padding(cache, past + length);
+    return { out: naiveAttention(q, keys, values, { causal, mask: mask ?? hidden }), seen };
   }
-  const spare = [...Array<[number, number]>((mask?.rank ?? 1) - 1).fill([0, 0]), [0, capacity - total] as const];
-  const wide = mask === undefined || mask.shape.at(-1) === 1 ? mask : pad(mask, spare);
-  const { out } = flashAttentionWithKvCache(q, seen, { cacheSeqlens: total, causal, mask: wide });
-  return { out, seen };
+  return { out: naiveAttention(q, keys, values, { mask: visible(cache, length, keys.shape[1], causal) }), seen };
+}
+
+/** Attention over a cache that holds the new keys already. */
+function overCache(
+  q: Tensor,
+  seen: AttentionCache,
+  lengths: Tensor,
+  added: number,
+  { causal = true, cache }: MultiHeadAttentionOptions,
+  mask: Tensor | undefined,
+): Tensor {
+  const { table, leftpad } = cache!, room = (table?.shape[1] ?? 1) * seen.k.shape[1];
+  const spare = mask === undefined ? 0 : room - mask.shape.at(-1)!;
+  const wide = mask === undefined || mask.shape.at(-1) === 1 || spare === 0
+    ? mask
+    : pad(mask, [...Array<[number, number]>(mask.rank - 1).fill([0, 0]), [0, spare]]);
+  const { tensors, optional } = tensorsOf({ mask: wide, cacheLeftpad: leftpad, blockTable: table });
+  const [out] = runAll(cacheAttentionOp, [q, seen.k, seen.v, lengths, ...tensors], {
+    ...{ scale: 1 / Math.sqrt(q.shape[3]), window: causal ? [-1, 0] : [-1, -1], softcap: 0, dropout: 0 },
+    ...{ optional, added, interleaved: false, numSplits: 0 },
+  });
+  return out;
+}
+
+/** Which keys are no padding, bool `[B, 1, 1, length]`. */
+function padding({ leftpad }: LayerCache, length: number): Tensor | undefined {
+  if (leftpad === undefined) return undefined;
+  const places = arange(0, length, { dtype: "i32", backend: leftpad.backend });
+  return greaterEqual(reshape(places, [1, 1, 1, length]), reshape(leftpad, [leftpad.size, 1, 1, 1]));
+}
+
+/** Which of all the keys a cache has room for are seen by each new token, bool `[B, 1, S, keys]`. */
+function visible(cache: LayerCache, length: number, keys: number, causal: boolean): Tensor {
+  const past = cache.past as Tensor, at = { dtype: "i32", backend: past.backend } as const;
+  const own = causal ? arange(0, length, at) : tensor(new Int32Array(length).fill(length - 1), at);
+  const last = add(reshape(past, [past.size, 1, 1, 1]), reshape(own, [1, 1, length, 1]));
+  const seen = lessEqual(reshape(arange(0, keys, at), [1, 1, 1, keys]), last), shown = padding(cache, keys);
+  return shown === undefined ? seen : logicalAnd(seen, shown);
 }

@@ -41,7 +41,7 @@ export type {
   Rotary,
 } from "./attention.ts";
 export { emptyCache } from "./cache.ts";
-export type { KvCache } from "./cache.ts";
+export type { CacheOptions, CachePages, KvCache } from "./cache.ts";
 export { dropout } from "./dropout.ts";
 export type { DropoutOptions } from "./dropout.ts";
 export { kaimingNormal, kaimingUniform, normal, truncatedNormal, xavierNormal, xavierUniform } from "./init.ts";

@@ -1,10 +1,17 @@
 /** The pre-norm transformer block. */
 import type { AttentionCache } from "../tensor/attention_cache.ts";
 import { add } from "../tensor/elementwise.ts";
+import { listening } from "../tensor/op.ts";
+import { project } from "../tensor/project.ts";
 import { foldIn } from "../tensor/random.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { type AttentionParams, multiHeadAttention, type MultiHeadAttentionOptions } from "./attention.ts";
+import {
+  type AttentionParams,
+  multiHeadAttention,
+  type MultiHeadAttentionOptions,
+  normedAttention,
+} from "./attention.ts";
 import { dropout } from "./dropout.ts";
 import { swigluMlp, type SwigluMlpParams } from "./mlp.ts";
 import { rmsNorm, type RmsNormParams } from "./norm.ts";
@@ -27,6 +34,8 @@ export interface TransformerBlockOptions extends MultiHeadAttentionOptions {
   readonly eps?: number;
   /** Drops elements of what attention and mlp add to the residual stream, with this probability; none when not given. */
   readonly dropout?: { readonly p: number; readonly key: Tensor };
+  /** Whether to use ops that have no derivative, where they fit; when nobody asks for one, if not given. */
+  readonly fused?: boolean;
 }
 
 /**
@@ -41,7 +50,8 @@ export function transformerBlock(
   x: Tensor,
   options: TransformerBlockOptions,
 ): { out: Tensor; cache?: AttentionCache } {
-  const { eps } = options;
+  const { eps = 1e-6 } = options;
+  if (runsFused(params, x, options)) return fusedBlock(params, x, eps, options);
   return scope(() => {
     const { out, cache } = multiHeadAttention(params.attention, rmsNorm(params.attentionNorm, x, { eps }), options);
     const h = rmsNorm(params.mlpNorm, dropped(out, options, 0), { eps, residual: x }); // h.sum = x + attention
@@ -51,4 +61,35 @@ export function transformerBlock(
 
 function dropped(x: Tensor, { dropout: drop }: TransformerBlockOptions, branch: number): Tensor {
   return drop === undefined ? x : dropout(x, { p: drop.p, key: foldIn(drop.key, branch) });
+}
+
+/** Whether nobody asks for a derivative, and the fused ops have all that is needed. */
+function runsFused(
+  { attention, mlp }: TransformerBlockParams,
+  x: Tensor,
+  { dropout, heads, kvHeads = heads, attention: algorithm = "flash", fused = listening().length === 0 }:
+    TransformerBlockOptions,
+): boolean {
+  const layers = [attention.q, attention.k, attention.v, attention.o, mlp.gate, mlp.up, mlp.down];
+  const type = layers[0].weight.dtype;
+  return fused && dropout === undefined && (x.dtype === "f32" || x.dtype === "f64") &&
+    (algorithm === "flash" || algorithm === "naive") && x.rank === 3 && heads % kvHeads === 0 &&
+    attention.q.weight.shape[0] % heads === 0 &&
+    layers.every(({ weight, bias }) => bias === undefined && weight.rank === 2 && weight.dtype === type);
+}
+
+/** The same in ops that have no derivative: few tokens stream the weights, each once, in seven dispatches. */
+function fusedBlock(
+  { attention, attentionNorm, mlp, mlpNorm }: TransformerBlockParams,
+  x: Tensor,
+  eps: number,
+  options: TransformerBlockOptions,
+): { out: Tensor; cache?: AttentionCache } {
+  return scope(() => {
+    const { out, cache } = normedAttention(attention, { ...attentionNorm, eps }, x, options);
+    const h = project(out, [attention.o.weight], { residual: x });
+    const norm = { ...mlpNorm, eps };
+    const inner = project(h, [mlp.gate.weight, mlp.up.weight], { norm, gated: true });
+    return { out: project(inner, [mlp.down.weight], { residual: h }), cache };
+  });
 }

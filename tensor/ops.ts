@@ -11,9 +11,11 @@ import * as matmul from "./matmul.ts";
 import * as move from "./movement.ts";
 import * as norm from "./norm.ts";
 import type { Op } from "./op.ts";
+import { projectOp } from "./project.ts";
 import * as random from "./random.ts";
 import * as reduce from "./reduce.ts";
 import * as rotary from "./rotary.ts";
+import { rotaryAppendOp } from "./rotary_append.ts";
 import { sampleOp } from "./sample.ts";
 import * as update from "./update.ts";
 
@@ -112,11 +114,13 @@ export const ops = {
   momentumUpdate: update.momentumUpdateOp,
   // matmul
   matmul: matmul.matmulOp,
+  project: projectOp,
   // attention
   attention: attention.attentionOp,
   attentionBackward: attention.attentionBackwardOp,
   cacheAppend: cache.cacheAppendOp,
   cacheAttention: cache.cacheAttentionOp,
+  rotaryAppend: rotaryAppendOp,
   dropoutMask: dropoutMaskOp,
 } as const;
 

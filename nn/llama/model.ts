@@ -3,17 +3,19 @@ import { checkpoint as checkpointed } from "../../autograd/grad.ts";
 import type { Backend } from "../../tensor/backend.ts";
 import { arange, ones } from "../../tensor/create.ts";
 import type { DType } from "../../tensor/dtype.ts";
-import { cast, maximum, sub } from "../../tensor/elementwise.ts";
-import { ShapeError, show, ValueError } from "../../tensor/errors.ts";
-import { expandDims, slice } from "../../tensor/movement.ts";
+import { add, cast, maximum, sub } from "../../tensor/elementwise.ts";
+import { LimitError, ShapeError, show, UnsupportedError, ValueError } from "../../tensor/errors.ts";
+import { expandDims, reshape, slice } from "../../tensor/movement.ts";
+import { listening } from "../../tensor/op.ts";
+import { project } from "../../tensor/project.ts";
 import { foldIn } from "../../tensor/random.ts";
 import { cumsum } from "../../tensor/reduce.ts";
 import { scope, unscoped } from "../../tensor/scope.ts";
 import { sameShape, type Shape } from "../../tensor/shape.ts";
-import { rangeOf, type Tensor } from "../../tensor/tensor.ts";
+import { consume, rangeOf, type Tensor } from "../../tensor/tensor.ts";
 import type { AttentionCache } from "../../tensor/attention_cache.ts";
 import type { AttentionAlgorithm, Rotary } from "../attention.ts";
-import { grownCapacity, type KvCache } from "../cache.ts";
+import { grownCapacity, grownTable, type KvCache, roomInCache } from "../cache.ts";
 import { dropout } from "../dropout.ts";
 import { normal } from "../init.ts";
 import { embedding, linear } from "../linear.ts";
@@ -28,7 +30,7 @@ export type LlamaParams = Readonly<Record<string, Tensor>>;
 
 /** Options of {@linkcode forward}. */
 export interface ForwardOptions {
-  /** 1 for a token, 0 for padding, `[B, past + S]`; no padding when not given. */
+  /** 1 for a token, 0 for padding, `[B, past + S]`; none but what the cache's `leftpad` says when not given. */
   readonly attentionMask?: Tensor;
   /** Where the tokens stand, i32 `[S]` or `[B, S]`; counted from the first token that is no padding when not given. */
   readonly positions?: Tensor;
@@ -36,10 +38,12 @@ export interface ForwardOptions {
   readonly cache?: KvCache;
   /** `"flash"` (the default) or `"naive"`: changes speed and memory only. */
   readonly attention?: AttentionAlgorithm;
+  /** Gives the scores of so many places only, the last ones; of all when not given. */
+  readonly logitsToKeep?: number;
 }
 
 /** Options of {@linkcode loss}. */
-export interface LossOptions extends Omit<ForwardOptions, "cache"> {
+export interface LossOptions extends Omit<ForwardOptions, "cache" | "logitsToKeep"> {
   /** Keeps only what enters each block and computes the block again on the way back. */
   readonly checkpoint?: boolean;
   /** Drops elements of the embeddings and of what each layer adds to them; none when not given. */
@@ -105,12 +109,14 @@ export function init(
 }
 
 /**
- * Scores of the next token at every place.
+ * Scores of the next token at every place. Where no derivative is asked for, activations are f32 whatever the parameters'
+ * type, and few tokens stream the parameters at the speed of memory.
  *
  * @param ids i32 `[B, S]`
- * @returns logits `[B, S, V]`, and the cache for the next call when one was given
+ * @returns logits f32 `[B, S, V]`, and the cache for the next call when one was given
  * @throws {ShapeError} when ids, mask or positions do not fit each other
- * @throws {ValueError} when a parameter is missing or of another shape than the config says, or the context is too long
+ * @throws {ValueError} when a parameter is missing or of another shape than the config says
+ * @throws {LimitError} when the context is too long
  */
 export function forward(
   params: LlamaParams,
@@ -119,8 +125,18 @@ export function forward(
   options: ForwardOptions = {},
 ): { logits: Tensor; cache?: KvCache } {
   return scope(() => {
-    const { hidden, cache } = backbone(params, config, ids, options);
-    return { logits: linear({ weight: headOf(params, config) }, hidden), cache };
+    const plain = listening().length > 0, { eps } = dimensions(config);
+    const { last: all, cache } = backbone(params, config, ids, options, plain);
+    const [batch, length, size] = all.shape, keep = options.logitsToKeep ?? length;
+    if (!Number.isSafeInteger(keep) || keep < 1) {
+      throw new ValueError("llama", `logitsToKeep is a whole number above 0, got ${keep}`);
+    }
+    const x = keep < length ? slice(all, [0, length - keep, 0], [batch, length, size]) : all;
+    const norm = { weight: params["model.norm.weight"] }, weight = headOf(params, config);
+    const logits = plain
+      ? cast(linear({ weight }, rmsNorm(norm, x, { eps })), weight.dtype === "f64" ? "f64" : "f32")
+      : project(x, [weight], { norm: { ...norm, eps } });
+    return { logits, cache };
   });
 }
 
@@ -144,28 +160,36 @@ export function loss(
     throw new ShapeError("llama.loss", `ids are ${show(ids.shape)}, labels ${show(labels.shape)}`);
   }
   return scope(() => {
-    const { hidden } = backbone(params, config, ids, options);
+    const { last } = backbone(params, config, ids, options, true);
+    const hidden = rmsNorm({ weight: params["model.norm.weight"] }, last, { eps: dimensions(config).eps });
     return nextTokenLoss({ weight: headOf(params, config) }, hidden, labels);
   });
 }
 
-/** All of the model but its last layer: `[B, S, size]`. */
+/**
+ * All of the model but its last norm and layer: `[B, S, size]`.
+ * @param plain computes in the parameters' type, as training does
+ */
 function backbone(
   params: LlamaParams,
   config: LlamaConfig,
   ids: Tensor,
   { attentionMask, positions, cache, attention, checkpoint = false, dropout: drop }: LossOptions & ForwardOptions,
-): { hidden: Tensor; cache?: KvCache } {
+  plain: boolean,
+): { last: Tensor; cache?: KvCache } {
   const model = dimensions(config);
   if (ids.rank !== 2 || ids.dtype !== "i32") {
     throw new ShapeError("llama", `ids are i32 [B, S], got ${ids.dtype} ${show(ids.shape)}`);
   }
   expectParams(params, config);
-  const past = cache?.length ?? 0, length = past + ids.shape[1];
-  if (length > model.maxPositions) {
-    throw new ValueError("llama", `${length} tokens are more than the model's ${model.maxPositions} positions`);
+  const [batch, count] = ids.shape, past = cache?.lengths ?? cache?.length ?? 0;
+  const length = typeof past === "number" ? past + count : cache!.capacity;
+  if (typeof past === "number" && length > model.maxPositions) {
+    throw new LimitError("llama", `${length} tokens are more than the model's ${model.maxPositions} positions`);
   }
-  const places = placesOf(ids, past, attentionMask, positions);
+  const weights = params["model.embed_tokens.weight"];
+  const room = cache && withRoom(cache, model, batch, typeof past === "number" ? length : 0, weights);
+  const places = placesOf(ids, past, cache?.leftpad, attentionMask, positions);
   const options = {
     heads: model.heads,
     kvHeads: model.kvHeads,
@@ -173,12 +197,15 @@ function backbone(
     mask: places.mask,
     rotary: rotaryOf(model, places.positions, length, ids.backend),
     attention,
+    fused: !plain,
   };
-  let x = embedding({ weight: params["model.embed_tokens.weight"] }, ids); // [B, S, size]
+  let x = embedding({ weight: weights }, ids); // [B, S, size]
+  if (!plain && x.dtype !== "f64") x = cast(x, "f32");
   if (drop !== undefined) x = dropout(x, { p: drop.p, key: foldIn(drop.key, model.layers) });
   const layers: AttentionCache[] = [];
   for (let i = 0; i < model.layers; i++) {
-    const seen = cache && { seen: cache.layers[i], past, capacity: cache.capacity };
+    const { capacity, leftpad, pages } = room ?? {};
+    const seen = room && { seen: room.layers[i], past, capacity: capacity!, leftpad, table: pages?.table };
     const dropHere = drop && { p: drop.p, key: foldIn(drop.key, i) };
     const run = (block: TransformerBlockParams, x: Tensor) =>
       transformerBlock(block, x, { ...options, cache: seen, dropout: dropHere });
@@ -187,8 +214,31 @@ function backbone(
     x = next.out;
     if (next.cache !== undefined) layers.push(next.cache);
   }
-  const hidden = rmsNorm({ weight: params["model.norm.weight"] }, x, { eps: model.eps });
-  return { hidden, cache: cache && { layers, length, capacity: grownCapacity(cache.capacity, length) } };
+  const lengths = cache?.lengths && add(cache.lengths, count);
+  return {
+    last: x,
+    cache: room && { ...room, layers, length: lengths ? room.length : length, ...(lengths && { lengths }) },
+  };
+}
+
+/** The cache with room for `length` positions in every layer. */
+function withRoom(cache: KvCache, model: LlamaDimensions, batch: number, length: number, like: Tensor): KvCache {
+  const { layers, pages, dtype = like.dtype } = cache, { backend } = like;
+  const capacity = grownCapacity(cache.capacity, length);
+  if (layers.length > 0 && layers.length !== model.layers) {
+    throw new ValueError("llama", `the cache has ${layers.length} layers, the model ${model.layers}`);
+  }
+  const table = pages && grownTable(pages, batch, capacity, backend);
+  if (pages?.table !== undefined && table !== pages.table) consume(pages.table, "llama.forward");
+  const fits = layers.length > 0 && capacity === cache.capacity;
+  const heads = [model.kvHeads, model.headDim] as const;
+  const room = { batch, capacity, pageSize: pages?.size, heads, dtype, backend };
+  return {
+    ...cache,
+    ...(pages && { pages: { ...pages, table } }),
+    capacity,
+    layers: fits ? layers : Array.from({ length: model.layers }, (_, i) => roomInCache(layers[i], room)),
+  };
 }
 
 function blockOf(params: LlamaParams, i: number): TransformerBlockParams {
@@ -219,17 +269,31 @@ function expectParams(params: LlamaParams, config: LlamaConfig): void {
   }
 }
 
-/** Where tokens stand, and which keys may be seen. */
+/** Where tokens stand, where that is not where the cache has them, and which keys a mask lets them see. */
 function placesOf(
   ids: Tensor,
-  past: number,
+  past: number | Tensor,
+  leftpad: Tensor | undefined,
   attentionMask: Tensor | undefined,
   positions: Tensor | undefined,
-): { positions: Tensor; mask: Tensor | undefined } {
-  const [batch, length] = ids.shape, total = past + length;
+): { positions: Tensor | undefined; mask: Tensor | undefined } {
+  const [batch, length] = ids.shape, { backend } = ids;
+  const row = (from: number, to: number) => arange(from, to, { dtype: "i32", backend });
   if (attentionMask === undefined) {
-    return { positions: positions ?? arange(past, total, { dtype: "i32", backend: ids.backend }), mask: undefined };
+    if (positions !== undefined || (leftpad === undefined && typeof past !== "number")) {
+      return { positions, mask: undefined };
+    }
+    if (leftpad === undefined) return { positions: row(past as number, past as number + length), mask: undefined };
+    const own = typeof past === "number" ? row(past, past + length) : add(reshape(past, [batch, 1]), row(0, length));
+    return { positions: maximum(sub(own, reshape(leftpad, [batch, 1])), 0), mask: undefined };
   }
+  if (typeof past !== "number" || leftpad !== undefined) {
+    throw new UnsupportedError(
+      "llama",
+      "attentionMask goes with a cache whose length the host knows: give leftpad to the cache",
+    );
+  }
+  const total = past + length;
   if (!sameShape(attentionMask.shape, [batch, total])) {
     throw new ShapeError(
       "llama",
@@ -246,12 +310,12 @@ function placesOf(
 const tables = new WeakMap<Backend, Map<string, { readonly cos: Tensor; readonly sin: Tensor }>>();
 
 /** Tables of angles are made once for each kind of model and backend, longer when a longer context comes. */
-function rotaryOf(model: LlamaDimensions, positions: Tensor, length: number, backend: Backend): Rotary {
+function rotaryOf(model: LlamaDimensions, positions: Tensor | undefined, length: number, backend: Backend): Rotary {
   const { frequencies, maxPositions } = model;
   const id = Array.from(frequencies).join();
   const kinds = tables.get(backend) ?? new Map();
   tables.set(backend, kinds);
-  const need = Math.max(length, (rangeOf(positions)?.[1] ?? length - 1) + 1);
+  const need = Math.max(length, ((positions && rangeOf(positions)?.[1]) ?? length - 1) + 1);
   let table = kinds.get(id);
   if (table === undefined || table.cos.shape[0] < need) {
     const rows = Math.max(need, Math.min(maxPositions, 2 ** Math.ceil(Math.log2(Math.max(need, 256)))));

@@ -2,6 +2,7 @@
 import type { Op } from "../../tensor/op.ts";
 import { type OpName, ops, type ParamsOfName } from "../../tensor/ops.ts";
 import { attending } from "./attention.ts";
+import { decoding } from "./decoding.ts";
 import { elementwise } from "./elementwise.ts";
 import { losses } from "./loss.ts";
 import { multiply } from "./matmul.ts";
@@ -25,6 +26,7 @@ export const samples: { readonly [N in OpName]: Sample<ParamsOfName<N>> } = {
   ...layers,
   ...losses,
   ...attending,
+  ...decoding,
 };
 
 /** An op with its sample, whatever its parameters are. */

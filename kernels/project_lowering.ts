@@ -1,0 +1,110 @@
+/** From a projection to dispatches: one for few rows; for many the norm, the products and what is added by themselves. */
+import { projectInputs, type ProjectParams } from "../tensor/project.ts";
+import { type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
+import { expressions, gridFor, locateValues } from "./elementwise.ts";
+import { lowerSwiglu } from "./gated.ts";
+import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import type { MatmulDType } from "./matmul.ts";
+import { multiply } from "./matmul_lowering.ts";
+import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
+import { place } from "./movement.ts";
+import { lowerRmsNorm } from "./norm.ts";
+
+/** Rows up to which weights are streamed. */
+const fewRows = 8;
+
+/** The same elements as a matrix of rows. */
+function matrix(x: View): View {
+  const shape = [sizeOf(x.shape.slice(0, -1)), x.shape.at(-1)!];
+  return { ...x, shape, strides: stridesOf(shape) };
+}
+
+/** Linear layers with what stands around them. */
+export function lowerProject(call: Lowering<ProjectParams>): void {
+  const { eps, gated } = call.params, [out] = call.outputs;
+  const { x: given, norm, weights, residual } = projectInputs(call.inputs, call.params);
+  const x = matrix(call.dense(given)), y = matrix(out), [rows, k] = x.shape;
+  const dtype = weights[0].dtype as MatmulDType, width = matvecWidth(dtype);
+  if (rows > fewRows || k === 0 || k % width !== 0) {
+    return many(call, x, y, norm && call.dense(norm, 1), weights, residual);
+  }
+  const dense = weights.map((w) => call.dense(w, width)), scale = norm && call.dense(norm);
+  const added = residual && call.dense(residual, 1);
+  const sections = dense.map((w) => w.shape[0]), m = 2 ** Math.ceil(Math.log2(rows));
+  const parts = {
+    ...{ m, weights: dense.length, dtype, gated, residual: added !== undefined },
+    norm: scale === undefined ? null : scale.dtype as MatmulDType,
+  };
+  const tile = pickMatvec(call.capabilities, { ...parts, k, sections });
+  const n = y.shape[1], groups = Math.ceil(n / (tile.teams * tile.rows)), across = Math.min(groups, 65535);
+  const uniforms: Record<string, number> = {
+    ...{ m: rows, n, loads: k / width, groups: across, x: x.offset / 4 },
+    norm: (scale?.offset ?? 0) / 4,
+    residual: added?.offset ?? 0,
+    ...{ eps: eps ?? 0, inverse: 1 / k },
+  };
+  dense.forEach((w, i) => {
+    uniforms[`n_w${i}`] = w.shape[0];
+    uniforms[`o_w${i}`] = w.offset / width;
+  });
+  const views = [x, ...(scale ? [scale] : []), ...dense, ...(added ? [added] : []), y];
+  const flops = 2 * rows * k * sections.reduce((a, b) => a + b, 0);
+  call.dispatch(matvec(tile, parts), views, uniforms, [across, Math.ceil(groups / across), 1], { flops });
+}
+
+function many(
+  call: Lowering<ProjectParams>,
+  given: View,
+  y: View,
+  norm: View | undefined,
+  weights: readonly View[],
+  residual: View | undefined,
+): void {
+  const { eps, gated } = call.params, [rows] = given.shape;
+  const temporary = (shape: Shape) => call.temporary(shape, "f32");
+  let x = given;
+  if (norm !== undefined) {
+    const scale = temporary(norm.shape);
+    copy(call, norm, scale);
+    x = temporary(given.shape);
+    lowerRmsNorm(partOf(call, [scale, given], [x, temporary([rows])], { eps: eps! }));
+  }
+  const product = (w: View, to: View, accumulate = false) =>
+    multiply(call, x, w.strides[1] === 1 ? w : call.dense(w), { transposeA: false, transposeB: true }, to, {
+      accumulate,
+    });
+  if (weights.length === 1) {
+    if (residual !== undefined) copy(call, matrix(call.dense(residual)), y);
+    return product(weights[0], y, residual !== undefined);
+  }
+  const products = weights.map((w) => {
+    const one = temporary([rows, w.shape[0]]);
+    product(w, one);
+    return one;
+  });
+  const whole = residual === undefined ? y : temporary(y.shape);
+  if (gated) lowerSwiglu(partOf(call, products, [whole], {}));
+  else {
+    let column = 0;
+    for (const one of products) {
+      const at = { shape: one.shape, strides: y.strides, offset: column };
+      const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);
+      call.dispatch(place("f32", rank), [one, whole], { n, ...values }, gridFor(n, call.capabilities.maxWorkgroups));
+      column += one.shape[1];
+    }
+  }
+  if (residual !== undefined) elementwise(call, "add", expressions.add, [whole, matrix(call.dense(residual))], y);
+}
+
+/** A call of another op as a part of this one. */
+function partOf<P>(call: Lowering<unknown>, inputs: readonly View[], outputs: readonly View[], params: P): Lowering<P> {
+  return {
+    inputs,
+    outputs,
+    params,
+    capabilities: call.capabilities,
+    dispatch: (...args) => call.dispatch(...args),
+    temporary: (...args) => call.temporary(...args),
+    dense: (...args) => call.dense(...args),
+  };
+}
