@@ -4,6 +4,9 @@ import { FormatError } from "../tensor/errors.ts";
 /** Where bytes come from: a path or `file:` URL, an http(s) URL, bytes, a Blob (a browser's File too), or a stream. */
 export type ByteSource = string | URL | Uint8Array | Blob | ReadableStream<Uint8Array>;
 
+/** A folder: a path, a URL, or its files as a page gets them from a person who picks one. */
+export type Folder = string | URL | readonly File[];
+
 /** Bytes read from front to back. */
 export interface ByteReader {
   /** What errors call it. */
@@ -172,7 +175,8 @@ async function opened(op: string, path: string | URL): Promise<ByteReader> {
 }
 
 /** Whether there is something at a place. */
-export async function exists(op: string, source: string | URL): Promise<boolean> {
+export async function exists(op: string, source: ByteSource | null): Promise<boolean> {
+  if (source === null) return false;
   try {
     const file = await openBytes(op, source);
     await file.close();
@@ -190,7 +194,8 @@ const maxText = 2 ** 28;
  * A text file, or null when there is none.
  * @throws {FormatError} when it is no UTF-8
  */
-export async function readText(op: string, source: string | URL): Promise<string | null> {
+export async function readText(op: string, source: ByteSource | null): Promise<string | null> {
+  if (source === null) return null;
   let file: ByteReader;
   try {
     file = await openBytes(op, source);
@@ -213,18 +218,26 @@ export async function readText(op: string, source: string | URL): Promise<string
 }
 
 /**
- * The place of a file in a folder.
- * @param folder a path, or a URL with or without a slash at its end
+ * The place of a file in a folder; null for one that is not among the files of a list.
+ * @param folder a path, a URL with or without a slash at its end, or a list of files
  */
-export function within(folder: string | URL, file: string): string | URL {
+export function within(folder: string | URL, file: string): string | URL;
+export function within(folder: Folder, file: string): ByteSource | null;
+export function within(folder: Folder, file: string): ByteSource | null {
+  if (isList(folder)) return folder.find((each) => each.name === file) ?? null;
   if (!(folder instanceof URL)) return /[/\\]$/.test(folder) ? folder + file : `${folder || "."}/${file}`;
   const base = new URL(folder);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   return new URL(encodeURIComponent(file), base);
 }
 
-/** A path as errors print it. */
-export function nameOf(path: string | URL): string {
+function isList(folder: Folder): folder is readonly File[] {
+  return Array.isArray(folder);
+}
+
+/** A path as errors print it; for a list of files the folder that they were picked from, where they say. */
+export function nameOf(path: Folder): string {
+  if (isList(path)) return path[0]?.webkitRelativePath?.split("/")[0] || `${path.length} files`;
   return path instanceof URL && path.protocol === "file:" ? decodeURIComponent(path.pathname) : String(path);
 }
 

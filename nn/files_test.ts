@@ -5,7 +5,7 @@ import { rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { array, integer, property } from "../testing/mod.ts";
-import { exists, openBytes, readText, within, writeAllAtomically, writeAtomically } from "./files.ts";
+import { exists, nameOf, openBytes, readText, within, writeAllAtomically, writeAtomically } from "./files.ts";
 
 const bytes = Uint8Array.from({ length: 100 }, (_, i) => i);
 
@@ -135,4 +135,14 @@ Deno.test("writeAtomically() replaces a file whole, and not at all when a piece 
   } finally {
     await rm(folder, { recursive: true });
   }
+});
+
+Deno.test("within() finds a file of a list by its name, and nothing for one that is not there", async () => {
+  const files = [new File([bytes], "a"), new File(["{}"], "b.json")];
+  assert.equal(within(files, "a"), files[0]);
+  assert.equal(within(files, "c"), null);
+  assert.deepEqual([await exists("test", within(files, "a")), await exists("test", within(files, "c"))], [true, false]);
+  assert.equal(await readText("test", within(files, "b.json")), "{}");
+  assert.equal(await readText("test", within(files, "c.json")), null);
+  assert.equal(nameOf(files), "2 files");
 });

@@ -1,4 +1,5 @@
 /** The Llama family of models. */
+export type { Folder } from "../files.ts";
 export type { GenerationConfig, LlamaConfig, RopeParameters } from "./config.ts";
 export { generate } from "./generate.ts";
 export type { GenerateOptions, GenerateStep } from "./generate.ts";

@@ -4,7 +4,7 @@ import { type DType, isFloat, promote } from "../../tensor/dtype.ts";
 import { FormatError, show, UnsupportedError, ValueError } from "../../tensor/errors.ts";
 import { sameShape, type Shape } from "../../tensor/shape.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
-import { exists, nameOf, readText, within, writeAllAtomically } from "../files.ts";
+import { type ByteSource, exists, type Folder, nameOf, readText, within, writeAllAtomically } from "../files.ts";
 import { chunks, read, readHeader, type ReadProgress, type TensorInfo } from "../safetensors.ts";
 import { checkGenerationConfig, dimensions, type GenerationConfig, type LlamaConfig, roundRotary } from "./config.ts";
 import { type LlamaParams, parameterShapes } from "./model.ts";
@@ -114,7 +114,7 @@ const loading = "llama.load", saving = "llama.save";
  *
  * The `lm_head.weight` that some files hold although the config ties it to the embedding is not read.
  *
- * @param dir a path, or a `file:`, `http:` or `https:` URL
+ * @param dir a path, a `file:`, `http:` or `https:` URL, or in a page the files of a directory that a person picked
  * @throws {FormatError} when a file is missing or not what it says
  * @throws {CheckpointError} when the tensors are not those of the config: all of them by name and shape
  * @throws {UnsupportedError} when the model is not of this family, or the tokenizer's packages cannot be loaded
@@ -129,7 +129,7 @@ const loading = "llama.load", saving = "llama.save";
  * console.log(model.tokenizer.encode("Call me Ishmael."));
  * ```
  */
-export async function load(dir: string | URL, options: LoadOptions = {}): Promise<LoadedLlama> {
+export async function load(dir: Folder, options: LoadOptions = {}): Promise<LoadedLlama> {
   const { backend, dtype, tokenizer: wantsTokenizer = true, rotaryDtype, onProgress } = options;
   const name = nameOf(dir);
   const text = await readText(loading, within(dir, "config.json"));
@@ -248,13 +248,13 @@ function checkTensors(op: string, where: string, found: Found, config: LlamaConf
 /** The files of a model's tensors, and which of them the index places in each. */
 interface ShardFile {
   readonly name: string;
-  readonly place: string | URL;
+  readonly place: ByteSource;
   readonly indexed?: ReadonlySet<string>;
 }
 
-async function filesOf(dir: string | URL, name: string): Promise<ShardFile[]> {
+async function filesOf(dir: Folder, name: string): Promise<ShardFile[]> {
   const single = within(dir, "model.safetensors");
-  if (await exists(loading, single)) return [{ name: "model.safetensors", place: single }];
+  if (single !== null && await exists(loading, single)) return [{ name: "model.safetensors", place: single }];
   const indexName = "model.safetensors.index.json", text = await readText(loading, within(dir, indexName));
   if (text === null) {
     const pickled = await exists(loading, within(dir, "pytorch_model.bin")) ||
@@ -280,10 +280,14 @@ async function filesOf(dir: string | URL, name: string): Promise<ShardFile[]> {
     if (!shards.has(file)) shards.set(file, new Set());
     shards.get(file)!.add(tensor);
   }
-  const missing: string[] = [];
-  for (const file of shards.keys()) if (!await exists(loading, within(dir, file))) missing.push(file);
+  const missing: string[] = [], found: ShardFile[] = [];
+  for (const [file, indexed] of shards) {
+    const place = within(dir, file);
+    if (place !== null && await exists(loading, place)) found.push({ name: file, place, indexed });
+    else missing.push(file);
+  }
   if (missing.length > 0) throw bad(`of ${shards.size} files there are missing: ${missing.join(", ")}`);
-  return [...shards].map(([file, indexed]) => ({ name: file, place: within(dir, file), indexed }));
+  return found;
 }
 
 /** Reads the tensors of all files, once all headers have been checked. */
@@ -343,7 +347,7 @@ function lengthOf({ offsets: [begin, end] }: TensorInfo): number {
   return end - begin;
 }
 
-async function loadTokenizer(dir: string | URL, name: string, vocabulary: number): Promise<Tokenizer> {
+async function loadTokenizer(dir: Folder, name: string, vocabulary: number): Promise<Tokenizer> {
   const files: Record<string, string> = {};
   for (const file of tokenizerFiles) {
     const text = await readText(loading, within(dir, file));

@@ -321,3 +321,15 @@ Deno.test("load() reads a directory behind a URL", async () => {
     await server.shutdown();
   }
 });
+
+Deno.test("load() reads the files of a directory as a page gets them, and names one that is missing", async () => {
+  const names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+  const read = async (name: string) => new File([new Uint8Array(await readFile(new URL(name, fixture)))], name);
+  const files = await Promise.all(names.map(read));
+  const { params, tokenizer } = await load(files), local = await load(fixture, { tokenizer: false });
+  assert.deepEqual(tokenizer.encode("Call"), [693, 34, 275, 75]);
+  assert.deepEqual(await bytesOf(params), await bytesOf(local.params));
+  dispose([params, local.params]);
+  await assert.rejects(load(files.slice(1)), /3 files: there is no config.json/);
+  await assert.rejects(load([files[0]]), /neither model.safetensors nor/);
+});
