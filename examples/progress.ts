@@ -41,25 +41,39 @@ export function short(value: number): string {
   return String(Number(value.toPrecision(3)));
 }
 
-/** A progress line on standard output. */
+type Stream = typeof process.stdout | typeof process.stderr;
+
+/** A progress line on standard output, or where it does not get among what a program writes there: on standard error. */
 export class ProgressLine {
-  readonly #live = process.stdout.isTTY === true;
+  readonly #stream: Stream;
+  readonly #live: boolean;
   #last = -Infinity;
   #shown = false;
+
+  constructor(stream: Stream = process.stdout) {
+    this.#stream = stream;
+    this.#live = stream.isTTY === true;
+  }
 
   /** Draws, if enough time has passed since the last drawing: 0.1 s on a terminal, else 5 s. */
   update(progress: Progress, { force = false }: { readonly force?: boolean } = {}): void {
     const now = performance.now();
     if (!force && now - this.#last < (this.#live ? 100 : 5000)) return;
     this.#last = now;
-    if (!this.#live) return console.log(line(progress, 160));
-    process.stdout.write(`\r\x1b[2K${line(progress, process.stdout.columns || 80)}`);
+    if (!this.#live) return void this.#stream.write(`${line(progress, 160)}\n`);
+    this.#stream.write(`\r\x1b[2K${line(progress, this.#stream.columns || 80)}`);
     this.#shown = true;
   }
 
   /** Ends the line, so that what is printed next stands below it. */
   end(): void {
-    if (this.#shown) process.stdout.write("\n");
+    if (this.#shown) this.#stream.write("\n");
+    this.#shown = false;
+  }
+
+  /** Takes the line away, so that what is printed next stands in its place. */
+  clear(): void {
+    if (this.#shown) this.#stream.write("\r\x1b[2K");
     this.#shown = false;
   }
 }
