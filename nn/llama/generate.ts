@@ -1,15 +1,14 @@
 /** Text from a model, token by token: nothing of a token's way through the model waits for the host. */
 import { tensor } from "../../tensor/create.ts";
+import type { HostArray } from "../../tensor/dtype.ts";
 import { LimitError, UnsupportedError, ValueError } from "../../tensor/errors.ts";
-import { reshape, slice } from "../../tensor/movement.ts";
+import { slice } from "../../tensor/movement.ts";
 import { key as keyOf } from "../../tensor/random.ts";
-import { type SampleState, sampleTokens } from "../../tensor/sample.ts";
 import { dispose, scope } from "../../tensor/scope.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import type { AttentionAlgorithm } from "../attention.ts";
-import { emptyCache, type KvCache } from "../cache.ts";
 import { dimensions } from "./config.ts";
-import { forward } from "./model.ts";
+import { advance, begin, type Decoding, roundedCapacity } from "./decode.ts";
 import { type PromptOptions, promptRows } from "./prompt.ts";
 import { endsOf, samplingOf, type SamplingOptions } from "./sample.ts";
 import { RowText } from "./stream.ts";
@@ -27,6 +26,10 @@ export interface GenerateOptions extends PromptOptions, SamplingOptions {
   readonly signal?: AbortSignal;
   /** `"flash"` when not given. */
   readonly attention?: AttentionAlgorithm;
+  /** Room in the key/value cache, prompt and new tokens; as much as they need when not given. */
+  readonly capacity?: number;
+  /** Makes the cache one of pages of so many positions. */
+  readonly pageSize?: number;
 }
 
 /** One token of every row. */
@@ -37,11 +40,8 @@ export interface GenerateStep {
   readonly text: string[];
 }
 
-/** Everything on the device between two tokens. */
-interface Decoding extends SampleState {
-  readonly tokens: Tensor;
-  readonly cache: KvCache;
-}
+/** How long the device should be busy between two reads, in milliseconds, and the most tokens of that. */
+const busy = 20, mostTokens = 32;
 
 /**
  * Continues a prompt.
@@ -67,7 +67,7 @@ export async function* generate(
   const { vocabulary, maxPositions } = dimensions(config);
   const tokenizer = model.tokenizer?.size === 0 ? undefined : model.tokenizer;
   const sampling = samplingOf(options, generationConfig), ends = endsOf(config, generationConfig);
-  const { signal, attention, seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options;
+  const { signal, attention = "flash", seed = crypto.getRandomValues(new Uint32Array(1))[0] } = options;
   const given = [options.stop ?? []].flat();
   const stopTexts = given.filter((x) => typeof x === "string"), stops = [...ends.stops, ...idsOf(given)];
   if (stopTexts.includes("")) throw new ValueError("generate", "a stop text is empty");
@@ -87,78 +87,87 @@ export async function* generate(
       `the prompt has ${length} tokens, the model's context ${maxPositions}: shorten it`,
     );
   }
-  const limit = Math.min(wanted, maxPositions - length);
+  const limit = Math.min(wanted, maxPositions - length),
+    { capacity = roundedCapacity(length + limit), pageSize } = options;
+  if (!Number.isSafeInteger(capacity) || capacity < length + limit) {
+    throw new LimitError(
+      "generate",
+      `the cache has room for ${capacity} tokens, the prompt's ${length} and ${limit} new ones do not fit`,
+    );
+  }
   if (signal?.aborted) return;
 
   const texts = rows.map(() => new RowText(tokenizer, stopTexts));
   const finished = rows.map(() => false);
   /** The step that the tokens at one place make. */
-  const stepOf = (drawn: ArrayLike<number>, last: boolean): GenerateStep => {
+  const stepOf = (drawn: (b: number) => number, last: boolean): GenerateStep => {
     const tokens = new Int32Array(batch).fill(ends.pad);
     const text = texts.map((row, b) => {
       if (finished[b]) return "";
-      const id = tokens[b] = drawn[b], more = row.push(id);
+      const id = tokens[b] = drawn(b), more = row.push(id);
       finished[b] = more.stopped || stops.includes(id);
-      return finished[b] && !more.stopped || (last && !finished[b]) ? more.text + row.end() : more.text;
+      return (last || finished[b]) && !more.stopped ? more.text + row.end() : more.text;
     });
     return { tokens, text };
   };
 
-  let state: Decoding | undefined;
-  const backend = params["model.embed_tokens.weight"].backend;
-  const fixed = scope(() => ({
-    key: keyOf(seed, { backend }),
+  const { backend } = params["model.embed_tokens.weight"];
+  const decoder = { params, config, attention };
+  const choice = scope(() => ({
+    ...{ ...sampling, pad: ends.pad, key: keyOf(seed, { backend }) },
     stops: tensor(Int32Array.from(stops), { backend }),
   }));
-  const choose = { ...sampling, pad: ends.pad, ...fixed };
+  let state: Decoding | undefined;
+  let queued = 0, taken = 0, chunk = 1, since = performance.now();
+  /** Queues the next tokens, as many as keep the device busy for a while. */
+  const queueMore = () => {
+    for (const end = Math.min(limit, queued + chunk); queued < end; queued++) {
+      state = state === undefined
+        ? begin(decoder, rows, { capacity, pageSize, pad: ends.pad }, choice)
+        : advance(decoder, state, choice);
+    }
+  };
   try {
-    for (let n = 0; n < limit; n++) {
-      state = n === 0 ? begin() : advance(state!, n);
-      const drawn = await readTokens(state.tokens);
-      const step = stepOf(drawn, n === limit - 1);
-      yield step;
-      if (signal?.aborted || finished.every((x) => x)) return;
+    queueMore();
+    while (taken < limit) {
+      const count = queued - taken;
+      const reading = readNow(state!.ids, length + taken, length + queued);
+      const waits = reading instanceof Promise;
+      if (waits) queueMore();
+      const drawn = await reading, now = performance.now();
+      // The first tokens tell nothing: kernels are being compiled.
+      if (taken > 1) chunk = Math.max(1, Math.min(mostTokens, 4 * chunk, Math.round(busy * count / (now - since))));
+      since = now;
+      const steps: GenerateStep[] = [];
+      for (let i = 0; i < count && !(i > 0 && finished.every((x) => x)); i++) {
+        steps.push(stepOf((b) => drawn[b * count + i], taken + i === limit - 1));
+      }
+      taken += count;
+      const over = taken >= limit || finished.every((x) => x);
+      if (!waits && !over && !signal?.aborted) queueMore();
+      for (const step of steps) {
+        yield step;
+        if (signal?.aborted) return;
+      }
+      if (over) return;
+      if (!waits) await new Promise((resolve) => setTimeout(resolve, 0)); // signals and other work take their turn
+      if (signal?.aborted) return;
     }
   } finally {
-    dispose([state, fixed]);
+    dispose([state, choice]);
   }
+}
 
-  function begin(): Decoding {
-    return scope(() => {
-      const padded = rows.flatMap((row) => [...Array<number>(length - row.length).fill(ends.pad), ...row]);
-      const ids = tensor(Int32Array.from(padded), { shape: [batch, length], backend });
-      const from = { attentionMask: maskAt(0), cache: emptyCache({ capacity: length + limit }), attention };
-      const { logits, cache } = forward(params, config, ids, from);
-      const known = rows.flatMap((row) => [
-        ...Array<number>(length - row.length).fill(-1),
-        ...row,
-        ...Array<number>(limit).fill(-1),
-      ]);
-      const start: SampleState = {
-        ids: tensor(Int32Array.from(known), { shape: [batch, length + limit], backend }),
-        places: tensor(new Int32Array(batch).fill(length - 1), { backend }),
-        finished: tensor(new Int32Array(batch), { backend }),
-      };
-      return { ...sampleTokens(lastOf(logits), start, choose), cache: cache! };
-    });
-  }
-
-  function advance({ tokens, cache, ...row }: Decoding, n: number): Decoding {
-    return scope(() => {
-      const next = forward(params, config, tokens, { attentionMask: maskAt(n), cache, attention });
-      tokens.dispose();
-      return { ...sampleTokens(lastOf(next.logits), row, choose), cache: next.cache! };
-    });
-  }
-
-  /** The mask of the prompt and n tokens more, where rows are padded. */
-  function maskAt(n: number): Tensor | undefined {
-    if (rows.every((row) => row.length === length)) return undefined;
-    const seen = rows.flatMap((row) => [
-      ...Array<number>(length - row.length).fill(0),
-      ...Array<number>(row.length + n).fill(1),
-    ]);
-    return tensor(Int32Array.from(seen), { shape: [batch, length + n], backend });
+/** The ids from one place to another: at once where the runtime can wait for a device, else with a promise. */
+function readNow(ids: Tensor, from: number, to: number): HostArray | Promise<HostArray> {
+  const part = slice(ids, [0, from], [ids.shape[0], to]);
+  try {
+    return part.dataSync();
+  } catch (error) {
+    if (!(error instanceof UnsupportedError)) throw error;
+    return part.data();
+  } finally {
+    part.dispose();
   }
 }
 
@@ -167,14 +176,4 @@ function idsOf(stop: readonly (string | number)[]): number[] {
   const wrong = ids.find((id) => !Number.isSafeInteger(id) || id < 0 || id >= 2 ** 31);
   if (wrong !== undefined) throw new ValueError("generate", `a stop id is a whole number of at least 0, got ${wrong}`);
   return ids;
-}
-
-/** The scores after the last place: `[B, V]`. */
-function lastOf(logits: Tensor): Tensor {
-  const [batch, length, size] = logits.shape;
-  return reshape(slice(logits, [0, length - 1, 0], [batch, length, size]), [batch, size]);
-}
-
-async function readTokens(tokens: Tensor): Promise<ArrayLike<number>> {
-  return await tokens.data();
 }

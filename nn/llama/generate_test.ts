@@ -177,6 +177,10 @@ Deno.test("what generate() cannot do is refused by its numbers", async () => {
   await refused({ inputIds, topP: 1.1 }, /topP .* got 1\.1/);
   await refused({ inputIds, maxNewTokens: 0 }, /maxNewTokens is a whole number above 0, got 0/);
   await refused({ inputIds, maxNewTokens: 2.5 }, /got 2\.5/);
+  await refused(
+    { inputIds, maxNewTokens: 9, capacity: 10 },
+    /room for 10 tokens, the prompt's 2 and 9 new ones do not/,
+  );
   await refused({ inputIds, seed: 0.5 }, /seed is a whole number, got 0\.5/);
   await refused({ inputIds, stop: "" }, /a stop text is empty/);
   await refused({ inputIds, stop: -3 }, /a stop id is .* got -3/);
