@@ -26,17 +26,17 @@ interface SampleKernel {
   readonly vector: boolean;
   /** Threads, a power of two of at least 256. */
   readonly threads: number;
+  /** Loads that a thread has under way. */
+  readonly unroll: number;
   /** Takes the highest score. */
   readonly greedy: boolean;
 }
 
-/** Loads that a thread has under way. */
-const unroll = 4;
 /** A score that nothing can choose. */
 const never = "-3.0e38f";
 
 /** Text that runs `body(s, i)` for four scores at a time, of tokens 4·i … 4·i + 3. */
-function walk({ threads }: SampleKernel, body: (scores: string, i: string) => string): string {
+function walk({ threads, unroll }: SampleKernel, body: (scores: string, i: string) => string): string {
   return `for (var at = li; at < u.quads; at += ${threads * unroll}u) {
     ${each(unroll, (n) => `let i${n} = at + ${n * threads}u; let s${n} = quad(start, i${n});`).join(" ")}
     ${each(unroll, (n) => body(`s${n}`, `i${n}`)).join("\n    ")}
@@ -58,8 +58,8 @@ function highest({ threads }: SampleKernel): string {
 
 /** Reads scores, key and stops; writes ids, places, finished and the tokens. */
 function sampleKernel(params: SampleKernel): Kernel {
-  const { dtype, vector, threads, greedy } = params;
-  const name = `sample_${greedy ? "greedy_" : ""}${threads}_${dtype}${vector ? "v" : ""}`;
+  const { dtype, vector, threads, unroll, greedy } = params;
+  const name = `sample_${greedy ? "greedy_" : ""}${threads}_u${unroll}_${dtype}${vector ? "v" : ""}`;
   return kernel(name, {
     reads: { scores: vector ? storageType4(dtype) : storageType(dtype), key: "u32", stops: "i32" },
     writes: { ids: "i32", places: "i32", finished: "i32", tokens: "i32" },
@@ -239,7 +239,8 @@ export function lowerSample(call: Lowering<SampleParams>): void {
   const vector = size % 4 === 0 && scores.offset % 4 === 0, unit = vector ? 4 : 1;
   const greedy = temperature === 0;
   const threads = software || maxInvocations < 1024 || size <= 2048 ? 256 : 1024;
-  const shape = sampleKernel({ dtype: scores.dtype, vector, threads, greedy });
+  const unroll = software ? 1 : 4; // Chromium's software adapter does not come to an end with the longer text
+  const shape = sampleKernel({ dtype: scores.dtype, vector, threads, unroll, greedy });
   call.dispatch(shape, [scores, key, stops, ids, places, finished, tokens], {
     ...{ size, quads: Math.ceil(size / 4), first: scores.offset / unit, row: size / unit, room, pad },
     ...{ key: key.offset, stops: stops.offset, stopCount: stops.shape[0] },
