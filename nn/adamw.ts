@@ -22,15 +22,15 @@ export interface AdamwOptions {
   readonly decays?: (name: string, param: Tensor) => boolean;
 }
 
-/** What AdamW remembers: tensors, the step count too. */
-export interface AdamwState {
+/** What AdamW remembers: tensors, the step count too. A tree, so that `flatten` names what a checkpoint holds. */
+export type AdamwState = {
   /** Updates done, an i32 scalar. */
   readonly step: Tensor;
   /** Running means of the gradients, by name, f32. */
   readonly m: Readonly<Record<string, Tensor>>;
   /** Running means of their squares, by name, f32. */
   readonly v: Readonly<Record<string, Tensor>>;
-}
+};
 
 /**
  * The AdamW optimiser.

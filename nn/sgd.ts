@@ -21,12 +21,12 @@ export interface SgdOptions {
 }
 
 /** What SGD remembers. */
-export interface SgdState {
+export type SgdState = {
   /** Updates done, an i32 scalar. */
   readonly step: Tensor;
   /** Running sums of the gradients, by name; empty without momentum. */
   readonly momentum: Readonly<Record<string, Tensor>>;
-}
+};
 
 /**
  * Stochastic gradient descent.
