@@ -1,5 +1,7 @@
 /** The Llama family of models. */
 export type { Folder } from "../files.ts";
+export { CheckpointError } from "./checkpoint.ts";
+export type { WrongTensor } from "./checkpoint.ts";
 export type { GenerationConfig, LlamaConfig, RopeParameters } from "./config.ts";
 export { generate } from "./generate.ts";
 export type { GenerateOptions, GenerateStep } from "./generate.ts";
@@ -9,5 +11,5 @@ export type { PromptOptions } from "./prompt.ts";
 export type { SamplingOptions } from "./sample.ts";
 export { streamDecoder } from "./text.ts";
 export type { ChatOptions, DecodeOptions, EncodeOptions, Message, StreamDecoder, Tokenizer } from "./text.ts";
-export { CheckpointError, load, save } from "./weights.ts";
-export type { LlamaModel, LoadedLlama, LoadOptions, SaveOptions, WrongTensor } from "./weights.ts";
+export { load, save } from "./weights.ts";
+export type { LlamaModel, LoadedLlama, LoadOptions, SaveOptions } from "./weights.ts";

@@ -1,11 +1,11 @@
 /** A model as a directory: Hugging Face's layout in, the same layout out. */
 import type { Backend } from "../../tensor/backend.ts";
-import { type DType, isFloat, promote } from "../../tensor/dtype.ts";
-import { FormatError, show, UnsupportedError, ValueError } from "../../tensor/errors.ts";
-import { sameShape, type Shape } from "../../tensor/shape.ts";
+import { type DType, dtypes, promote } from "../../tensor/dtype.ts";
+import { FormatError, UnsupportedError, ValueError } from "../../tensor/errors.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
 import { type ByteSource, exists, type Folder, nameOf, readText, within, writeAllAtomically } from "../files.ts";
 import { chunks, read, readHeader, type ReadProgress, type TensorInfo } from "../safetensors.ts";
+import { checkTensors } from "./checkpoint.ts";
 import { checkGenerationConfig, dimensions, type GenerationConfig, type LlamaConfig, roundRotary } from "./config.ts";
 import { type LlamaParams, parameterShapes } from "./model.ts";
 import { missingTokenizer, type Tokenizer } from "./text.ts";
@@ -56,53 +56,6 @@ export interface SaveOptions {
   readonly maxShardBytes?: number;
   /** Called as bytes are written. */
   readonly onProgress?: (progress: { readonly bytes: number; readonly totalBytes: number }) => void;
-}
-
-/** A tensor that a checkpoint has and the config does not know, or the other way round. */
-export interface WrongTensor {
-  /** Its name. */
-  readonly name: string;
-  /** Its type in the checkpoint; absent where that has no such tensor. */
-  readonly dtype?: DType;
-  /** Its shape in the checkpoint; absent where that has no such tensor. */
-  readonly found?: Shape;
-  /** The shape that the config asks for; absent for a tensor that it does not know. */
-  readonly expected?: Shape;
-}
-
-/** Tensors that are not those of the config: each by name and shape. */
-export class CheckpointError extends FormatError {
-  static {
-    this.prototype.name = "CheckpointError";
-  }
-  /** Every tensor that is missing, of another shape or type, or unknown. */
-  readonly tensors: readonly WrongTensor[];
-  /** An error that lists tensors. */
-  constructor(op: string, where: string, tensors: readonly WrongTensor[]) {
-    super(op, `${where}: the tensors are not those of the config${describe(tensors)}`);
-    this.tensors = tensors;
-  }
-}
-
-/** Tensors of each kind that a message lists. */
-const listed = 20;
-
-function describe(tensors: readonly WrongTensor[]): string {
-  const kinds: [string, (x: WrongTensor) => boolean, (x: WrongTensor) => string][] = [
-    ["missing", (x) => x.found === undefined, (x) => show(x.expected!)],
-    [
-      "wrong",
-      (x) => x.found !== undefined && x.expected !== undefined,
-      (x) => `${x.dtype} ${show(x.found!)}, the config says ${show(x.expected!)}`,
-    ],
-    ["unknown", (x) => x.expected === undefined, (x) => `${x.dtype} ${show(x.found!)}`],
-  ];
-  return kinds.map(([kind, is, text]) => {
-    const these = tensors.filter(is);
-    const lines = these.slice(0, listed).map((x) => `\n  ${kind}: ${JSON.stringify(x.name)} ${text(x)}`);
-    const more = these.length - lines.length;
-    return lines.join("") + (more > 0 ? `\n  ${kind}: ${more} more` : "");
-  }).join("");
 }
 
 const loading = "llama.load", saving = "llama.save";
@@ -217,33 +170,6 @@ export async function save(
 
 const tokenizerFiles = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const weightFile = /^model(-\d{5}-of-\d{5})?\.safetensors$|^model\.safetensors\.index\.json$/;
-
-/** What the checkpoints of tied and of old models hold beside their parameters. */
-function isIgnored(name: string, tied: boolean): boolean {
-  return (tied && name === "lm_head.weight") || name.endsWith(".rotary_emb.inv_freq");
-}
-
-type Found = ReadonlyMap<string, Pick<TensorInfo, "dtype" | "shape">>;
-
-/** Refuses tensors that are not those of the config, all in one error. */
-function checkTensors(op: string, where: string, found: Found, config: LlamaConfig): void {
-  const { layers, tied } = dimensions(config);
-  if (layers > found.size) { // says so without making names for all the layers that a config may claim
-    throw new FormatError(op, `${where}: the config says ${layers} layers, there are ${found.size} tensors in all`);
-  }
-  const shapes = parameterShapes(config), wrong: WrongTensor[] = [];
-  for (const [name, expected] of Object.entries(shapes)) {
-    const there = found.get(name);
-    if (there === undefined) wrong.push({ name, expected });
-    else if (!isFloat(there.dtype) || !sameShape(there.shape, expected)) {
-      wrong.push({ name, dtype: there.dtype, found: there.shape, expected });
-    }
-  }
-  for (const [name, { dtype, shape }] of found) {
-    if (!Object.hasOwn(shapes, name) && !isIgnored(name, tied)) wrong.push({ name, dtype, found: shape });
-  }
-  if (wrong.length > 0) throw new CheckpointError(op, where, wrong);
-}
 
 /** The files of a model's tensors, and which of them the index places in each. */
 interface ShardFile {
@@ -361,9 +287,7 @@ async function loadTokenizer(dir: Folder, name: string, vocabulary: number): Pro
     throw new UnsupportedError(
       loading,
       `${name} has a tokenizer, whose packages npm:@huggingface/tokenizers and npm:@huggingface/jinja cannot be ` +
-        `loaded here: load with { tokenizer: false } and give token ids. ${
-          cause instanceof Error ? cause.message : cause
-        }`,
+        `loaded here: load with { tokenizer: false } and give token ids. ${String(cause).split("\n")[0]}`,
       { cause },
     );
   }
@@ -394,7 +318,7 @@ function toJson(value: unknown): string {
 }
 
 function bytesOf(x: Tensor): number {
-  return x.size * { f64: 8, f32: 4, f16: 2, bf16: 2, i32: 4, u32: 4, bool: 1 }[x.dtype];
+  return x.size * dtypes[x.dtype].bytes;
 }
 
 /** Parameters by the files that they go to, in the order of the model. */

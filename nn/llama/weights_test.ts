@@ -304,6 +304,26 @@ Deno.test("save() refuses parameters that are not the config's, and places that 
   dispose(params);
 });
 
+Deno.test("where the tokenizer's packages cannot be loaded, load() says so, and loads without it", async () => {
+  await inFolder(async (folder) => {
+    const entry = JSON.stringify(new URL("../mod.ts", import.meta.url).href), place = JSON.stringify(fixture.href);
+    const program = `import { llama } from ${entry};
+      const { params, tokenizer } = await llama.load(new URL(${place}), { tokenizer: false });
+      console.log(Object.keys(params).length, tokenizer.size);
+      await llama.load(new URL(${place})).catch((error) => console.log(error.name, error.message));`;
+    await writeFile(join(folder, "program.ts"), program);
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "--quiet", "--no-npm", "--no-lock", "--no-check", "--allow-read", join(folder, "program.ts")],
+    }).output();
+    const out = new TextDecoder().decode(stdout);
+    assert.match(
+      out,
+      /^20 0\nUnsupportedError \[llama\.load\] .*llama-a\/ has a tokenizer, whose packages npm:@huggingface/,
+    );
+    assert.match(out, /cannot be loaded here: load with \{ tokenizer: false \}/);
+  });
+});
+
 Deno.test("load() reads a directory behind a URL", async () => {
   const server = Deno.serve({ hostname: "localhost", port: 0, onListen: () => {} }, async (request) => {
     const file = new URL(request.url).pathname.replace("/models/a/", "");
