@@ -141,7 +141,7 @@ export const thisMachine: Host = {
 };
 
 /** Runs the command with our terminal, hands signals on, and returns its exit code. */
-async function runCommand([program, ...args]: string[]): Promise<number> {
+export async function runCommand([program, ...args]: string[]): Promise<number> {
   const child = new Deno.Command(program === "deno" ? Deno.execPath() : program, {
     args,
     env: gpuEnvironment(),

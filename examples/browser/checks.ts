@@ -1,0 +1,94 @@
+/** Computations that give plain numbers, to be run in Deno and in a page: both must come near the same reference. */
+import {
+  cast,
+  dispose,
+  flashAttention,
+  getBackend,
+  grad,
+  key,
+  mul,
+  naiveAttention,
+  randint,
+  randn,
+  scope,
+  split,
+  sum,
+  type Tensor,
+  tensor,
+  valueAndGrad,
+} from "@flashtape/flashtape";
+import { adamw, type AttentionAlgorithm, llama } from "@flashtape/flashtape/nn";
+
+/** Results by name. */
+export type Numbers = Readonly<Record<string, readonly number[]>>;
+
+async function read(tensors: Readonly<Record<string, Tensor>>): Promise<Numbers> {
+  const entries = Object.entries(tensors).map(async ([name, x]) => [name, [...await x.data()]] as const);
+  const found = Object.fromEntries(await Promise.all(entries));
+  dispose(tensors);
+  return found;
+}
+
+/** Causal attention with grouped heads, forward and backward. Inputs are drawn on the backend, the same to the bit. */
+export async function attention(algorithm: AttentionAlgorithm, dtype: "f32" | "f16" | "f64"): Promise<Numbers> {
+  const f = algorithm === "flash" ? flashAttention : naiveAttention;
+  return await read(scope(() => {
+    const [q, k, v, w] = split(key(11), 4).map((each, i) => {
+      const shape = [2, 37, i === 0 || i === 3 ? 4 : 2, 16];
+      return cast(randn(each, shape), dtype);
+    });
+    const forward = (q: Tensor, k: Tensor, v: Tensor) => f(q, k, v, { causal: true });
+    const out = forward(q, k, v);
+    const [dq, dk, dv] = grad((q: Tensor, k: Tensor, v: Tensor) => sum(mul(forward(q, k, v), w)), [0, 1, 2])(q, k, v);
+    return { out, dq, dk, dv };
+  }));
+}
+
+/** f16 tensors, whether or not the device computes in f16: what is stored is read back to the bit. */
+export async function halves(): Promise<Numbers> {
+  const values = Array.from({ length: 4099 }, (_, i) => Math.sin(i) * 2 ** (i % 30 - 18));
+  return await read(scope(() => {
+    const x = tensor(values, { dtype: "f16" });
+    return { stored: x, doubled: cast(cast(x, "f32"), "f16") };
+  }));
+}
+
+/** Losses of 20 training steps of a small Llama. */
+export async function training(algorithm: AttentionAlgorithm): Promise<Numbers> {
+  const config: llama.LlamaConfig = {
+    vocab_size: 64,
+    hidden_size: 32,
+    intermediate_size: 64,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
+    tie_word_embeddings: true,
+  };
+  const optimizer = adamw({ learningRate: 1e-2 });
+  const ids = randint(key(5), [2, 24], { max: 64 });
+  let params = scope(() => llama.init(key(7), config));
+  let state = optimizer.init(params);
+  const losses: number[] = [];
+  for (let step = 0; step < 20; step++) {
+    const [loss, grads] = valueAndGrad((p: typeof params) => llama.loss(p, config, ids, ids, { attention: algorithm }))(
+      params,
+    );
+    ({ params, state } = optimizer.update(params, grads, state));
+    losses.push(await loss.item());
+    dispose(loss);
+  }
+  dispose([ids, params, state]);
+  return { losses };
+}
+
+/** What `dataSync()` does here: its numbers, or why it has none. */
+export function sync(): string {
+  const x = tensor([1, 2]);
+  try {
+    return `${getBackend().name}: ${[...x.dataSync()].join()}`;
+  } catch (error) {
+    return String(error);
+  } finally {
+    x.dispose();
+  }
+}
