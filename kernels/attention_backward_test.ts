@@ -18,11 +18,3 @@ Deno.test("attention's gradients sum over the queries of a group, and are equal 
     await assertClose(first[i], naive[i], { rtol: 1e-4, atol: 1e-5 });
   }
 });
-
-Deno.test("attention's gradients of keys that no query sees are 0", async () => {
-  const q = normal(5, [1, 3, 1, 8]), k = normal(6, [1, 40, 1, 8]), v = normal(7, [1, 40, 1, 8]);
-  const attend = (q: Tensor, k: Tensor, v: Tensor) => sum(flashAttention(q, k, v, { window: [2, 0] }));
-  const [, dk, dv] = grad(attend, [0, 1, 2])(q, k, v);
-  for (const d of [dk, dv]) assert.ok((await d.data()).subarray(0, 35 * 8).every((x) => x === 0));
-  assert.ok((await dv.data()).subarray(35 * 8).every((x) => x !== 0));
-});

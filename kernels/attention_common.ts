@@ -80,6 +80,12 @@ export const plainAttention: AttentionFeatures = {
   paged: false,
 };
 
+/** What a dispatch of a kernel needs: workgroups and the values of its uniforms. */
+export interface AttentionPlan {
+  readonly workgroups: readonly [x: number, y: number, z: number];
+  readonly uniforms: Readonly<Record<string, number>>;
+}
+
 /** What `pick…` wants to know of a device. */
 export type AttentionCapabilities = Pick<Capabilities, "subgroupSize" | "maxWorkgroupMemory" | "maxInvocations">;
 

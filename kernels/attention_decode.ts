@@ -25,6 +25,7 @@ import {
   type AttentionCapabilities,
   type AttentionFeatures,
   type AttentionOperand,
+  type AttentionPlan,
   type AttentionStorage,
   denseOperand,
   featuresName,
@@ -40,7 +41,7 @@ import {
   unpack4,
   writerFunctions,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
+import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import {
   type AttentionSettings,
   changesScores,
@@ -348,83 +349,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 
 const components = ["x", "y", "z", "w"];
 
-/** What the combining kernel depends on. */
-export interface AttentionCombineParams {
-  readonly valueDim: number;
-  readonly out: AttentionOperand;
-  readonly sinks: boolean;
-}
-
-/**
- * Joins parts by their lse: out = Σ e^(lse_n − lse)·out_n. Reads partOut f32 [parts, B, Sq, H, Dv], partLse f32
- * [parts, B, H, Sq] and sinks; writes out and the bits of lse. A workgroup a row: 32 lanes along Dv, 8 along the parts.
- */
-export function attentionCombine({ valueDim, out, sinks }: AttentionCombineParams): Kernel {
-  const part = denseOperand("f32", valueDim), lanes = 32, groups = 8, size4 = Math.ceil(valueDim / 4);
-  const name = `attention_combine_d${valueDim}_${operandName(out)}${sinks ? "_sinks" : ""}`;
-  const units = part.vector ? size4 : valueDim, count = Math.ceil(size4 / lanes);
-  return kernel(name, {
-    reads: { partOut: operandType(part), partLse: "f32", ...(sinks ? { sinks: "f32" } : {}) },
-    writes: { out: operandType(out), lse: "u32" },
-    uniforms: { sq: "u32", heads: "u32", rows: "u32", parts: "u32", groups: "u32" },
-  }, () => `
-${operandReader("partOut", part, valueDim)}
-${writerFunctions(out.storage)}
-${operandWriter("out", out, valueDim)}
-var<workgroup> state: array<vec2f, ${groups}>;
-var<workgroup> outs: array<vec4f, ${lanes * groups}>;
-@compute @workgroup_size(${lanes * groups})
-fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
-  let tx = li % ${lanes}u; let ty = li / ${lanes}u;
-  let row = group.y * u.groups + group.x;
-  if (row >= u.rows) { return; }
-  let h = row % u.heads; let i = (row / u.heads) % u.sq; let b = row / u.heads / u.sq;
-  let at = (b * u.heads + h) * u.sq + i;
-  var m = ${floor}; var l = 0.0f;
-  ${each(count, (e) => `var o${e} = vec4f();`).join(" ")}
-  for (var n = ty; n < u.parts; n += ${groups}u) {
-    let x = max(partLse[n * u.rows + at] * 1.4426950408889634f, ${masked});
-    let top = max(m, x); let f = exp2(m - top); let p = exp2(x - top);
-    m = top; l = l * f + p;
-    ${
-    each(count, (e) => {
-      const d4 = `(tx + ${e * lanes}u)`;
-      const read = `partOut_at((n * u.rows + row) * ${units}u, ${
-        size4 % lanes === 0 ? d4 : `min(${d4}, ${size4 - 1}u)`
-      })`;
-      return `o${e} = fma(vec4f(p), ${read}, o${e} * f);`;
-    }).join(" ")
-  }
-  }
-  if (tx == 0u) { state[ty] = vec2f(m, l); }
-  workgroupBarrier();
-  var top = ${floor}; var sum = 0.0f;
-  for (var n = 0u; n < ${groups}u; n++) { top = max(top, state[n].x); }
-  for (var n = 0u; n < ${groups}u; n++) { sum += state[n].y * exp2(state[n].x - top); }
-  let f = exp2(m - top);
-  ${
-    sinks
-      ? `let sink = sinks[h] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
-  let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f); let by = select(0.0f, drop / total, total > 0.0f);`
-      : "let highest = top; let total = sum; let by = select(0.0f, 1.0f / total, total > 0.0f);"
-  }
-  ${
-    each(count, (e) =>
-      `outs[li] = o${e} * f;
-  workgroupBarrier();
-  if (ty == 0u) {
-    var y = vec4f();
-    for (var n = 0u; n < ${groups}u; n++) { y += outs[n * ${lanes}u + tx]; }
-    out_put(row * ${valueDim}u, tx + ${e * lanes}u, y * by);
-  }
-  workgroupBarrier();`).join("\n")
-  }
-  if (li == 0u) {
-    lse[at] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
-  }
-}`);
-}
-
 /** Most rows (query heads of a group, times queries) for which decoding is the better kernel. */
 export const decodeRows = 32;
 
@@ -475,35 +399,28 @@ export function pickAttentionDecode(
   return { params: fitting, parts };
 }
 
-/** Workgroups and uniforms of the decoding kernel and, for the parts, of the combining one. */
+/** Workgroups and uniforms of the decoding kernel. */
 export function planAttentionDecode(
   params: AttentionDecodeParams,
   parts: number,
   { batch, seqlenQ, seqlenK, heads, kvHeads }: AttentionShape,
   at: AttentionLayout,
   settings: AttentionSettings,
-): { decode: AttentionPlan; combine: AttentionPlan } {
-  const tiles = Math.ceil(heads / kvHeads * seqlenQ / params.rows), rows = batch * seqlenQ * heads;
-  const groups = Math.min(65535, rows);
+): AttentionPlan {
+  const tiles = Math.ceil(heads / kvHeads * seqlenQ / params.rows);
   return {
-    decode: {
-      workgroups: [kvHeads * tiles, batch, parts],
-      uniforms: {
-        sq: seqlenQ,
-        sk: seqlenK,
-        heads,
-        group: heads / kvHeads,
-        parts,
-        batch,
-        ...strideUniforms("q", params.q, at.q),
-        ...strideUniforms("k", params.k, at.k),
-        ...strideUniforms("v", params.v, at.v),
-        ...featureUniforms(params.features, settings),
-      },
-    },
-    combine: {
-      workgroups: [groups, groups === 0 ? 0 : Math.ceil(rows / groups), 1],
-      uniforms: { sq: seqlenQ, heads, rows, parts, groups },
+    workgroups: [kvHeads * tiles, batch, parts],
+    uniforms: {
+      sq: seqlenQ,
+      sk: seqlenK,
+      heads,
+      group: heads / kvHeads,
+      parts,
+      batch,
+      ...strideUniforms("q", params.q, at.q),
+      ...strideUniforms("k", params.k, at.k),
+      ...strideUniforms("v", params.v, at.v),
+      ...featureUniforms(params.features, settings),
     },
   };
 }

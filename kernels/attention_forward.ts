@@ -29,6 +29,7 @@ import {
   type AttentionCapabilities,
   type AttentionFeatures,
   type AttentionOperand,
+  type AttentionPlan,
   type AttentionStorage,
   type AttentionStrides,
   type AttentionTile,
@@ -62,9 +63,12 @@ import {
   keyRow,
   locateBatch,
   locateHead,
+  locatePart,
+  partOf,
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { pickParts } from "./attention_parts.ts";
 import {
   columnOf,
   dotProduct,
@@ -77,6 +81,8 @@ import {
   workgroupBytes,
 } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
+
+export type { AttentionPlan } from "./attention_common.ts";
 
 /** Everything that the text of the forward kernel depends on. */
 export interface AttentionForwardParams {
@@ -91,6 +97,8 @@ export interface AttentionForwardParams {
   readonly subgroups: boolean;
   /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
   readonly lastFirst: boolean;
+  /** Workgroups that share a tile's keys; above 1 out and lse are those of parts, f32, for `attentionCombine`. */
+  readonly parts: number;
 }
 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
@@ -103,11 +111,12 @@ export function attentionForwardMemory(params: AttentionForwardParams): number {
  * the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionForward(params: AttentionForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts } = params;
   const name = [
     `attention_forward_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, out].map(operandName),
     ...(lastFirst ? ["last"] : []),
+    ...(parts > 1 ? ["split"] : []),
     ...(subgroups ? ["subgroups"] : []),
   ].join("_") + featuresName(features);
   return kernel(name, {
@@ -125,6 +134,8 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
       heads: "u32",
       group: "u32",
       tiles: "u32",
+      parts: "u32",
+      batch: "u32",
       scale: "f32",
       ...strideFields("q"),
       ...strideFields("k"),
@@ -136,7 +147,7 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
 }
 
 function body(params: AttentionForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts } = params;
   const { tx, ty, rows, columns } = tile;
   const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
   const row = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
@@ -151,6 +162,7 @@ function body(params: AttentionForwardParams): string {
     start: (i) => `qBase + ${i} * u.qSeq`,
     first: "q0",
     limit: "sq",
+    scale: " * u.scale",
   };
   const keysOf = (name: "k" | "v", size: number): TileRows => ({
     name,
@@ -175,20 +187,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let tx = li % ${tx}u; let ty = li / ${tx}u;
   ${
     lastFirst
-      ? "let h = group.x; let b = group.y; let q0 = (u.tiles - 1u - group.z)"
-      : "let h = group.y; let b = group.z; let q0 = group.x"
+      ? `${locatePart(params, "group.y")} let h = group.x; let q0 = (u.tiles - 1u - group.z)`
+      : `${locatePart(params, "group.z")} let h = group.y; let q0 = group.x`
   } * ${queryTile}u;
   let g = h / u.group;
   ${locateBatch(features)}
   ${locateHead(features)}
   if (q0 >= sq) { return; }
   ${keyRange(features, "q0", queryTile, keyTile)}
+  ${partOf(params, "keyFrom", "keyTo", keyTile)}
   ${
     perRow((r) => `var m${r} = ${floor}; var l${r} = 0.0f; ${each(outs, (e) => `var o${r}_${e} = vec4f();`).join(" ")}`)
   }
-  for (var k0 = keyFrom; k0 < keyTo; k0 += ${keyTile}u) {
+  for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
     ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
-    ${dotProduct(tile, "s", queries, keysOf("k", headDim), " * u.scale")}
+    ${dotProduct(tile, "s", queries, keysOf("k", headDim))}
     ${
     changesScores(features)
       ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
@@ -221,7 +234,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         .join("\n")
       : ""
   }
-    ${mixProduct(tile, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, keyTo - k0)`)}
+    ${mixProduct(tile, "s", keysOf("v", valueDim), outs, "o", `min(${keyTile}u, walkTo - k0)`)}
   }
   ${reduceRows(tx, subgroups, each(rows, (r) => `l${r}`), (a, b) => `${a} + ${b}`)}
   ${
@@ -234,9 +247,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
           let by = select(0.0f, drop${features.dropout ? " * u.keepScale" : ""} / sum, sum > 0.0f);`
           : `let top = m${r}; let sum = l${r};
           let by = select(0.0f, ${features.dropout ? "u.keepScale" : "1.0f"} / sum, sum > 0.0f);`,
-        `let at = ((outRow + ${row(r)}) * u.heads + h) * ${valueDim}u;`,
+        `let at = ((outRow${parts > 1 ? " + part * u.batch * u.sq" : ""} + ${row(r)}) * u.heads + h) * ${valueDim}u;`,
         ...each(outs, (e) => `out_put(at, tx + ${e * tx}u, o${r}_${e} * by);`),
-        `if (tx == 0u) { lse[lseAt + ${
+        `if (tx == 0u) { lse[lseAt${parts > 1 ? " + part * u.batch * u.heads * u.sq" : ""} + ${
           row(r)
         }] = select(0xff800000u, bitcast<u32>((top + log2(sum)) * 0.6931471805599453f), sum > 0.0f); }`,
         "}",
@@ -278,19 +291,28 @@ export function pickAttentionForward(
   storage: { q: AttentionStorage; k: AttentionStorage; v: AttentionStorage; out: AttentionStorage },
   features: AttentionFeatures,
 ): AttentionForwardParams {
-  const { headDim, valueDim } = shape;
+  const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
   const common = {
     headDim,
     valueDim,
     q: operandOf(storage.q, headDim, at.q),
     k: operandOf(storage.k, headDim, at.k),
     v: operandOf(storage.v, valueDim, at.v),
-    out: denseOperand(storage.out, valueDim),
-    features,
     lastFirst: features.window,
   };
   for (const tile of forwardTiles(capabilities, shape)) {
-    const params = { ...common, tile, subgroups: capabilities.subgroupSize >= tile.tx };
+    const { tx, ty, rows, columns } = tile, workgroups = batch * heads * Math.ceil(seqlenQ / (ty * rows));
+    const parts = features.lengths === "varlen"
+      ? 1
+      : pickParts(capabilities, tile, workgroups, seqlenK / (tx * columns), !features.window);
+    const params = {
+      ...common,
+      tile,
+      parts,
+      out: denseOperand(parts > 1 ? "f32" : storage.out, valueDim),
+      features: { ...features, sinks: features.sinks && parts === 1 },
+      subgroups: capabilities.subgroupSize >= tx,
+    };
     if (fits(capabilities, tile, attentionForwardMemory(params))) return params;
   }
   throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
@@ -314,17 +336,11 @@ function forwardTiles(
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
     return [...(worth ? [tile(8, 16, 8, 8, 8)] : []), tile(8, 8, 4, 4, 8), last];
   }
-  if (valueDim <= 96) return [...(many ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
+  if (valueDim <= 96) return [...(seqlenQ > 64 ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 192) {
     return [...(many ? [tile(16, 16, 8, 8, 32)] : []), tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
   }
   return [tile(32, 4, 8, 8), tile(32, 4, 8, 8, 8), last];
-}
-
-/** What a dispatch of the kernel needs: workgroups and the values of its uniforms. */
-export interface AttentionPlan {
-  readonly workgroups: readonly [x: number, y: number, z: number];
-  readonly uniforms: Readonly<Record<string, number>>;
 }
 
 /** Workgroups and uniforms of a call. */
@@ -334,16 +350,18 @@ export function planAttentionForward(
   at: AttentionLayout,
   settings: AttentionSettings,
 ): AttentionPlan {
-  const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape;
+  const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape, { parts } = params;
   const tiles = Math.ceil(seqlenQ / (params.tile.ty * params.tile.rows));
   return {
-    workgroups: params.lastFirst ? [heads, batch, tiles] : [tiles, heads, batch],
+    workgroups: params.lastFirst ? [heads, batch * parts, tiles] : [tiles, heads, batch * parts],
     uniforms: {
       sq: params.features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
       sk: seqlenK,
       heads,
       group: heads / kvHeads,
       tiles,
+      parts,
+      batch,
       ...strideUniforms("q", params.q, at.q),
       ...strideUniforms("k", params.k, at.k),
       ...strideUniforms("v", params.v, at.v),

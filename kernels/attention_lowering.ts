@@ -3,12 +3,10 @@ import type { FlashBackwardParams, FlashParams } from "../tensor/attention.ts";
 import { type AttentionParams, named, type OptionalInput } from "../tensor/attention_options.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { broadcastLayout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
-import {
-  attentionBackwardKeys,
-  attentionBackwardQueries,
-  pickAttentionBackward,
-  planAttentionBackward,
-} from "./attention_backward.ts";
+import { pickAttentionBackward, planAttentionBackward } from "./attention_backward.ts";
+import { attentionBackwardKeys } from "./attention_backward_keys.ts";
+import { attentionBackwardQueries } from "./attention_backward_queries.ts";
+import { attentionCombine, pickAttentionCombine, planAttentionCombine } from "./attention_combine.ts";
 import {
   type AttentionFeatures,
   type AttentionStorage,
@@ -17,22 +15,17 @@ import {
   plainAttention,
 } from "./attention_common.ts";
 import { attentionFlops } from "./attention_cost.ts";
-import {
-  attentionCombine,
-  attentionDecode,
-  decodeRows,
-  pickAttentionDecode,
-  planAttentionDecode,
-} from "./attention_decode.ts";
+import { attentionDecode, decodeRows, pickAttentionDecode, planAttentionDecode } from "./attention_decode.ts";
 import {
   attentionForward,
   type AttentionLayout,
+  type AttentionPlan,
   type AttentionShape,
   pickAttentionForward,
   planAttentionForward,
 } from "./attention_forward.ts";
 import type { AttentionSettings, ScoreStrides } from "./attention_options.ts";
-import { attentionBackwardRows, attentionBackwardSinks } from "./attention_rows.ts";
+import { attentionBackwardNorms, attentionBackwardRows, attentionBackwardSinks } from "./attention_rows.ts";
 import { gridFor } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
@@ -204,25 +197,28 @@ export function runForward(
   const storage = { q: storageOf(q.dtype), k: storageOf(k.dtype), v: storageOf(v.dtype), out: storageOf(target.dtype) };
   if (features.lengths !== "varlen" && heads / kvHeads * seqlenQ <= decodeRows) {
     const { params, parts } = pickAttentionDecode(call.capabilities, shape, at, storage, features, numSplits);
-    const plan = planAttentionDecode(params, parts, shape, at, settings);
-    if (parts === 1) dispatchNamed(call, attentionDecode(params), { ...views, out: target, lse }, plan.decode, flops);
-    else {
-      const partOut = call.temporary([parts, batch, seqlenQ, heads, valueDim], "f32");
-      const partLse = call.temporary([parts, batch, heads, seqlenQ], "f32");
-      dispatchNamed(call, attentionDecode(params), { ...views, out: partOut, lse: partLse }, plan.decode, flops);
-      const combine = attentionCombine({ valueDim, out: denseOperand(storage.out, valueDim), sinks: features.sinks });
-      dispatchNamed(call, combine, { ...views, partOut, partLse, out: target, lse }, plan.combine);
-    }
+    inParts(parts, attentionDecode(params), planAttentionDecode(params, parts, shape, at, settings));
   } else {
     if (features.lengths === "varlen") { // rows of no sequence
       fillBits(call, target, 0);
       fillBits(call, lse, minusInfinity);
     }
     const params = pickAttentionForward(call.capabilities, shape, at, storage, features);
-    const plan = planAttentionForward(params, shape, at, settings);
-    dispatchNamed(call, attentionForward(params), { ...views, out: target, lse }, plan, flops);
+    inParts(params.parts, attentionForward(params), planAttentionForward(params, shape, at, settings));
   }
   if (target !== out) copy(call, target, out);
+
+  /** Attention over all keys by one dispatch, or over parts of them and a second one that joins these. */
+  function inParts(parts: number, kernel: Kernel, plan: AttentionPlan): void {
+    if (parts === 1) return dispatchNamed(call, kernel, { ...views, out: target, lse }, plan, flops);
+    const partOut = call.temporary([parts, batch, seqlenQ, heads, valueDim], "f32");
+    const partLse = call.temporary([parts, batch, heads, seqlenQ], "f32");
+    dispatchNamed(call, kernel, { ...views, out: partOut, lse: partLse }, plan, flops);
+    const out = denseOperand(storage.out, valueDim);
+    const combine = pickAttentionCombine(parts, { valueDim, out, sinks: features.sinks });
+    const joined = planAttentionCombine(combine, batch, seqlenQ, heads, parts);
+    dispatchNamed(call, attentionCombine(combine), { ...views, partOut, partLse, out: target, lse }, joined);
+  }
 }
 
 /** dq, dk, dv, and the gradients of bias and sinks that are asked for. */
@@ -264,18 +260,27 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     out: denseOperand(storageOf(out.dtype), valueDim),
     dOut: denseOperand(storage.dOut, valueDim),
     dLse: true,
+    careful: picked.queries.careful,
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);
+  if (picked.queries.careful) {
+    const { q, k, features } = picked.queries;
+    dispatchNamed(
+      call,
+      attentionBackwardNorms({ headDim, q, k, features, sinks: found.sinks !== undefined }),
+      views,
+      plan.norms,
+    );
+  }
   const flops = attentionFlops(shape, settings.window);
-  const keys = { ...views, dk: targets[1], dv: targets[2] };
-  dispatchNamed(call, attentionBackwardKeys(picked.keys), keys, plan.keys, flops.keys);
-  dispatchNamed(
-    call,
-    attentionBackwardQueries(picked.queries),
-    { ...views, dq: targets[0], ...(scores ? { dBias: scores } : {}) },
-    plan.queries,
-    flops.queries,
-  );
+  const part = (y: View, parts: number): View => parts === 1 ? y : call.temporary([parts, ...y.shape], "f32");
+  const [dqs, dks, dvs] = targets.map((y, i) => part(y, i === 0 ? picked.queries.parts : picked.keys.parts));
+  dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: dks, dv: dvs }, plan.keys, flops.keys);
+  const queries = { ...views, dq: dqs, ...(scores ? { dBias: scores } : {}) };
+  dispatchNamed(call, attentionBackwardQueries(picked.queries), queries, plan.queries, flops.queries);
+  [dqs, dks, dvs].forEach((parts, i) => {
+    if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
+  });
   targets.forEach((y, i) => {
     if (y !== call.outputs[i]) copy(call, y, call.outputs[i]);
   });

@@ -164,6 +164,11 @@ Deno.test("attention without subgroups, in a GPU's tiles, is as exact", async ()
   await check(portable, { ...await dense([1, 1, 300, 8, 2, 64, 64]) });
 });
 
+Deno.test("attention of few rows shares its walks among workgroups, forward and backward", async () => {
+  const sinks = await normal([2]), problem = { ...await dense([1, 600, 513, 2, 1, 16, 12]), optional: { sinks } };
+  await check(portable, { ...problem, window: [-1, 0], gradients: ["sinks"] });
+});
+
 Deno.test("attention fits the least device that WebGPU allows", async () => {
   await check(least, { ...await dense([1, 70, 90, 2, 1, 64, 64]), window: [-1, 0] });
   await check(least, { ...await dense([1, 40, 50, 1, 1, 256, 256]) });

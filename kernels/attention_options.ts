@@ -148,27 +148,28 @@ export function locateBatch(features: AttentionFeatures): string {
 }
 
 /** Declares where the keys and values of key head `g` lie, after `locateBatch`: `kBase` and `vBase`, in units of a load. */
-export function locateKeys({ lengths, paged, cacheIndex }: AttentionFeatures): string {
+export function locateKeys({ lengths, paged, cacheIndex }: AttentionFeatures, operands = keysAndValues): string {
   const base = (name: "k" | "v", step: string): string =>
     `let ${name}Base = u.${name}Offset + ${step} + g * u.${name}Head;`;
-  if (lengths === "varlen") return ["k", "v"].map((x) => base(x as "k" | "v", `keyRow * u.${x}Seq`)).join("\n");
+  if (lengths === "varlen") return operands.map((x) => base(x, `keyRow * u.${x}Seq`)).join("\n");
   return [
     `let cacheRow = ${paged ? "0u" : cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
-    base("k", "cacheRow * u.kBatch"),
-    base("v", "cacheRow * u.vBatch"),
+    ...operands.map((x) => base(x, `cacheRow * u.${x}Batch`)),
   ].join("\n");
 }
+
+const keysAndValues: readonly ("k" | "v")[] = ["k", "v"];
 
 /**
  * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` and what `locateKeys` does, `lseAt`
  * of the row's statistics, and what the features need for a head.
  */
-export function locateHead(features: AttentionFeatures): string {
+export function locateHead(features: AttentionFeatures, operands = keysAndValues): string {
   return [
     ...(features.lengths === "varlen"
       ? ["let qBase = u.qOffset + outRow * u.qSeq + h * u.qHead; let lseAt = h * u.sq + outRow;"]
       : ["let qBase = u.qOffset + b * u.qBatch + h * u.qHead; let lseAt = (b * u.heads + h) * u.sq;"]),
-    locateKeys(features),
+    locateKeys(features, operands),
     locateScores(features, "h", ""),
     locateSeed(features),
   ].filter((line) => line !== "").join("\n");
@@ -272,6 +273,23 @@ export function queryRange({ window }: AttentionFeatures, k0: string, rows: numb
     `let queryFrom = u32(max(i32(${k0}) - shift - u.right, 0)) / ${columns}u * ${columns}u;`,
     "let queryTo = u32(clamp(lastKey + u.left + 1, 0, i32(sq)));",
   ].join("\n");
+}
+
+/**
+ * Statements that say which part of the walk is the workgroup's: from `walkFrom` to below
+ * `walkTo`, of the whole from `from` to below `end`, in steps of `step`.
+ */
+export function partOf({ parts }: { readonly parts: number }, from: string, end: string, step: number): string {
+  if (parts === 1) return `let walkFrom = ${from}; let walkTo = ${end};`;
+  return [
+    `let share = (max(${end}, ${from}) - ${from} + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;`,
+    `let walkFrom = ${from} + part * share; let walkTo = min(${end}, walkFrom + share);`,
+  ].join("\n");
+}
+
+/** Declares `b`, and `part` of it where the walk is split, from the grid's axis that holds both. */
+export function locatePart({ parts }: { readonly parts: number }, axis: string): string {
+  return parts === 1 ? `let b = ${axis};` : `let b = ${axis} % u.batch; let part = ${axis} / u.batch;`;
 }
 
 /** Statements that name the four dropout factors of query `i` and keys 4·j4 … 4·j4+3: `kept`, 0 or 1. */

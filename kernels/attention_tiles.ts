@@ -58,6 +58,8 @@ export interface TileRows {
   readonly limit: string;
   /** Rows before this one are 0 too, whatever lies there. */
   readonly least?: string;
+  /** What `dotProduct` does to a load, `" * u.scale"` for one. */
+  readonly scale?: string;
 }
 
 /** One vec4f on its way into workgroup memory: where it comes from in a chunk, and where it goes. */
@@ -85,8 +87,8 @@ function scoreXor({ ty }: AttentionTile, d4: number): number {
  * An operand of `dotProduct`, turned. The index of a load is held inside the operand and what lies past the end is
  * replaced by 0 afterwards, so that no load waits for a branch.
  */
-function turned(tile: AttentionTile, side: "left" | "right", operand: TileRows, scale: string): Staged[] {
-  const { tx, ty, rows, columns, depth } = tile, { name, size, start, first, limit } = operand;
+function turned(tile: AttentionTile, side: "left" | "right", operand: TileRows): Staged[] {
+  const { tx, ty, rows, columns, depth } = tile, { name, size, start, first, limit, scale = "" } = operand;
   const lanes = side === "left" ? ty : tx, k4 = depth / 4, all = threads(tile), size4 = Math.ceil(size / 4);
   const count = (side === "left" ? ty * rows : tx * columns) * k4, exact = size4 % k4 === 0;
   return each(Math.ceil(count / all), String).map((n) => {
@@ -141,10 +143,16 @@ function walk(count: string, staged: readonly Staged[], before: string, multiply
 }`;
 }
 
-/** A whole product of scores: `${s}r_c` += A·Bᵀ, A along the tile's rows, its elements multiplied by `scale`. */
-export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, scale = ""): string {
-  const { tx, ty, rows, columns, depth } = tile;
-  const multiply = each(depth / 4, (d4) => {
+/**
+ * A whole product of scores: `${s}r_c` += A·Bᵀ, A along the tile's rows.
+ *
+ * @param careful eight products at a time are added up before they join the sum, as `rowProduct` does it for one score
+ */
+export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, careful = false): string {
+  const { tx, ty, rows, columns, depth } = tile, to = careful ? "eight" : s;
+  const perScore = (f: (id: string) => string): string[] =>
+    each(rows, (r) => each(columns, (n) => f(`${r}_${n}`)).join(" "));
+  const fours = each(depth / 4, (d4) => {
     const lane = (name: string, lanes: number): string => `${name} ^ ${turnXor(tile, lanes, d4)}u`;
     const steps = each(4, (c) =>
       [
@@ -153,14 +161,36 @@ export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileR
         ...each(columns / 4, (q) => `let b${q} = right[${d4}][${c}][${q}][lb];`),
         ...each(rows, (r) =>
           each(columns, (n) =>
-            `${s}${r}_${n} = fma(a${r >> 2}[${r & 3}], b${n >> 2}[${n & 3}], ${s}${r}_${n});`)
+            `${to}${r}_${n} = fma(a${r >> 2}[${r & 3}], b${n >> 2}[${n & 3}], ${to}${r}_${n});`)
             .join(" ")),
         "}",
       ].join("\n"));
     return `{ let la = ${lane("ty", ty)}; let lb = ${lane("tx", tx)};\n${steps.join("\n")} }`;
   });
-  const staged = [...turned(tile, "left", a, scale), ...turned(tile, "right", b, "")];
-  return walk(`${Math.ceil(a.size / depth)}u`, staged, "", multiply);
+  const eights = each(depth / 8, (n) =>
+    [
+      `{ ${perScore((id) => `var eight${id} = 0.0f;`).join("\n")}`,
+      ...fours.slice(2 * n, 2 * n + 2),
+      `${perScore((id) => `${s}${id} += eight${id};`).join("\n")} }`,
+    ].join("\n"));
+  const staged = [...turned(tile, "left", a), ...turned(tile, "right", b)];
+  return walk(`${Math.ceil(a.size / depth)}u`, staged, "", careful ? eights : fours);
+}
+
+/**
+ * `sum` += one whole product of rows of `size` elements, in the order of `dotProduct`: statements in which `a` and `b`
+ * are the vec4f of both rows at `d4`.
+ */
+export function rowProduct(size: number, a: string, b: string, careful: boolean): string {
+  const size4 = Math.ceil(size / 4),
+    fours = (to: string) =>
+      `let a = ${a}; let b = ${b}; ${to} = fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, ${to}))));`;
+  if (!careful) return `for (var d4 = 0u; d4 < ${size4}u; d4++) { ${fours("sum")} }`;
+  return `for (var first = 0u; first < ${size4}u; first += 2u) {
+    var eight = 0.0f;
+    for (var d4 = first; d4 < min(first + 2u, ${size4}u); d4++) { ${fours("eight")} }
+    sum += eight;
+  }`;
 }
 
 /** A whole product of scores with a right side: `${o}r_e` += P·B for the first `count` columns of the tile, P in `${p}r_c`. */

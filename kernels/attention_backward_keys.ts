@@ -1,0 +1,144 @@
+/** The kernel of attention's backward that owns keys; attention_backward.ts says how it goes with the others. */
+import { denseOperand, operandType, outsOf } from "./attention_common.ts";
+import {
+  type AttentionBackwardParams,
+  interfaceOf,
+  mixInto,
+  nameOf,
+  operands,
+  power,
+  preamble,
+} from "./attention_backward.ts";
+import {
+  dropoutText,
+  isEdge,
+  locateBatch,
+  locateHead,
+  locatePart,
+  partOf,
+  queryRange,
+  scoreText,
+  visible,
+} from "./attention_options.ts";
+import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
+import { each, type Kernel, kernel } from "./kernel.ts";
+
+const components = ["x", "y", "z", "w"];
+
+/**
+ * The kernel that owns keys. Reads q, k, v, dOut, rowStats and what the features read; writes dk [B, Sk, Hk, D] and
+ * dv [B, Sk, Hk, Dv], or as many of both as there are parts.
+ */
+export function attentionBackwardKeys(params: AttentionBackwardParams): Kernel {
+  const { headDim, valueDim, grad } = params;
+  return kernel(nameOf("keys", params), {
+    ...interfaceOf(params),
+    writes: { dk: operandType(denseOperand(grad, headDim)), dv: operandType(denseOperand(grad, valueDim)) },
+  }, () => keysBody(params));
+}
+
+function keysBody(params: AttentionBackwardParams): string {
+  const { tile, headDim, valueDim, features, longFirst, parts, careful } = params;
+  const { tx, ty, rows, columns } = tile;
+  const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
+  const keyTile = ty * rows, queryTile = tx * columns;
+  const { q, k, v, dOut } = operands(params),
+    scaled = { ...q, scale: " * u.scale" },
+    partRow = parts > 1 ? " + part * u.batch * u.sk" : "";
+  const key = (r: number): string => `(k0 + ${rowOf(tile, r)})`;
+  const query = (c: number): string => `(q0 + ${columnOf(tile, c)})`;
+  const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
+  const zeros = (name: string, outs: number): string =>
+    perRow((r) => each(outs, (e) => `var ${name}${r}_${e} = vec4f();`).join(" "));
+  const clear = (name: string): string => perRow((r) => each(columns, (c) => `${name}${r}_${c} = 0.0f;`).join(" "));
+
+  // The dropout generator gives four keys of one query a call, so its bits are drawn column by column beforehand.
+  const drops = !features.dropout ? "" : [
+    ...each(rows / 4, (half) => `var kept${half} = 0u;`),
+    ...each(
+      columns,
+      (c) =>
+        each(
+          rows / 4,
+          (half) =>
+            `{ let i = ${query(c)}; let j4 = k0 / 4u + ty + ${half * ty}u; ${
+              dropoutText("i", "j4")
+            } kept${half} |= dot(vec4u(kept), vec4u(1u, ${2 ** columns}u, ${4 ** columns}u, ${
+              8 ** columns
+            }u)) << ${c}u; }`,
+        )
+          .join(" "),
+    ),
+  ].join("\n");
+  const kept = (r: number, c: number): string => `f32((kept${r >> 2} >> ${(r & 3) * columns + c}u) & 1u) * u.keepScale`;
+
+  const gradients = (r: number, n: number): string =>
+    `{
+    let dp = ${four("g", r, n)}; var p = vec4f();
+    ${
+      components.map((x, i) => {
+        const c = n * 4 + i, s = `s${r}_${c}`;
+        const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
+        return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${scoreText(features, s, query(c), key(r))} ` +
+          `let e = ${
+            power(params)
+          }(${s} - stats${c}.x - stats${c}.z); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y)${slope}; }`;
+      }).join("\n")
+    }
+    if (edge) {
+      ${
+      components.map((x, i) => {
+        const c = n * 4 + i;
+        return `if (!(${visible(features, query(c), key(r))})) { p.${x} = 0.0f; s${r}_${c} = 0.0f; }`;
+      }).join("\n")
+    }
+    }
+    ${each(4, (i) => `g${r}_${n * 4 + i} = p[${i}];`).join(" ")}
+  }`;
+
+  return `${preamble(params, [["dk", headDim], ["dv", valueDim]])}
+  ${
+    longFirst
+      ? `${locatePart(params, "group.y")} let g = group.x; let k0 = group.z`
+      : `${locatePart(params, "group.z")} let g = group.y; let k0 = group.x`
+  } * ${keyTile}u;
+  ${locateBatch(features)}
+  if (k0 >= sk) { return; }
+  ${queryRange(features, "k0", keyTile, queryTile)}
+  ${partOf(params, "queryFrom", "queryTo", queryTile)}
+  ${zeros("x", outsK)}
+  ${zeros("y", outsV)}
+  for (var h = g * u.group; h < (g + 1u) * u.group; h++) {
+    ${locateHead(features)}
+    for (var q0 = walkFrom; q0 < walkTo; q0 += ${queryTile}u) {
+      ${clear("var g")}
+      ${clear("var s")}
+      ${dotProduct(tile, "g", v, dOut, careful)}
+      ${dotProduct(tile, "s", k, scaled, careful)}
+      ${
+    each(columns, (c) =>
+      `let stats${c} = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), rowStats[lseAt + min(${query(c)}, sq - 1u)], ${
+        query(c)
+      } < sq);`)
+      .join("\n")
+  }
+      let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
+      ${drops}
+      ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
+      ${mixInto(params, "g", dOut, outsV, "y", `min(${queryTile}u, walkTo - q0)`)}
+      ${mixInto(params, "s", q, outsK, "x", `min(${queryTile}u, walkTo - q0)`)}
+    }
+  }
+  ${
+    perRow((r) =>
+      [
+        `if (${key(r)} < sk) {`,
+        `let at = (keyRow${partRow} + ${key(r)}) * (u.heads / u.group) + g;`,
+        ...each(outsK, (e) => `dk_put(at * ${headDim}u, tx + ${e * tx}u, x${r}_${e} * u.gradScale);`),
+        ...each(outsV, (e) => `dv_put(at * ${valueDim}u, tx + ${e * tx}u, y${r}_${e});`),
+        "}",
+      ].join("\n")
+    )
+  }
+}`;
+}
