@@ -200,6 +200,70 @@ test("decoding left-padded rows gives what each row gives alone", async () => {
   }
 });
 
+for (const attention of algorithms) {
+  test(`a cache in pages, padded, counted by the device: ${attention} attention gives what each row gives alone`, async () => {
+    const params = llama.init(key(7), small), rows = [[5, 9, 2, 33, 11, 50], [7, 8, 12, 3]];
+    const ids = tensor([[5, 9, 2, 33, 11, 50], [0, 0, 7, 8, 12, 3]], { dtype: "i32" });
+    const leftpad = tensor([0, 2], { dtype: "i32" });
+    const alone: Float64Array[] = [];
+    for (const row of rows) {
+      const { logits } = llama.forward(params, small, tensor([row], { dtype: "i32" }), { logitsToKeep: 2 });
+      alone.push(Float64Array.from(await logits.data()));
+    }
+    for (const pageSize of [undefined, 2]) {
+      for (const counted of [false, true]) {
+        const part = (from: number, to: number) => slice(ids, [0, from], [2, to]);
+        let { cache } = llama.forward(params, small, part(0, 4), {
+          attention,
+          cache: emptyCache({ capacity: 6, pageSize, leftpad }),
+        });
+        for (const at of [4, 5]) {
+          const lengths = counted ? { lengths: tensor([at, at], { dtype: "i32" }) } : {};
+          const next = llama.forward(params, small, part(at, at + 1), { attention, cache: { ...cache!, ...lengths } });
+          cache = next.cache;
+          const got = await next.logits.data();
+          for (const b of [0, 1]) {
+            assert(
+              distance(got.subarray(b * 61, (b + 1) * 61), alone[b].subarray((at - 4) * 61, (at - 3) * 61)) < 1e-4,
+            );
+          }
+        }
+        if (counted) assert.deepEqual([...await cache!.lengths!.data()], [6, 6]);
+        else assert.equal(cache!.length, 6);
+      }
+    }
+  });
+}
+
+test("a prompt can go through the model in parts of any length", async () => {
+  const params = llama.init(key(7), small, { dtype: "bf16" }), ids = randint(key(6), [1, 40], { max: 61 });
+  const whole = await llama.forward(params, small, ids, { logitsToKeep: 1 }).logits.data();
+  let cache = emptyCache({ capacity: 4, pageSize: 3, dtype: "f32" }), last = whole;
+  for (const [from, to] of [[0, 12], [12, 15], [15, 39], [39, 40]]) {
+    const next = llama.forward(params, small, slice(ids, [0, from], [1, to]), { cache, logitsToKeep: 1 });
+    cache = next.cache!;
+    last = await next.logits.data();
+  }
+  assert(distance(last, whole) < 1e-4);
+});
+
+test("scores are f32 and exact for parameters of 16 bits, and of as many places as asked for", async () => {
+  const params = llama.init(key(7), small, { dtype: "bf16" });
+  const wide = Object.fromEntries(
+    await Promise.all(
+      Object.entries(params).map(async ([name, x]) => [name, tensor(await x.data(), { shape: x.shape })] as const),
+    ),
+  );
+  const ids = randint(key(6), [2, 12], { max: 61 });
+  const want = await llama.forward(wide, small, ids).logits.data();
+  const { logits } = llama.forward(params, small, ids);
+  assert.equal(logits.dtype, "f32");
+  assert(distance(await logits.data(), want) < 2e-5);
+  const { logits: last } = llama.forward(params, small, ids, { logitsToKeep: 3 });
+  assert.deepEqual(last.shape, [2, 3, 61]);
+  assert(distance(await last.data(), await slice(logits, [0, 9, 0], [2, 12, 61]).data()) < 1e-5);
+});
+
 test("positions given by hand are those counted by default", async () => {
   const params = llama.init(key(8), small), ids = randint(key(9), [2, 5], { max: 61 });
   const at = async (positions?: Tensor) => await llama.forward(params, small, ids, { positions }).logits.data();
