@@ -95,13 +95,18 @@ export class PoisonedError extends Error {
   override readonly name = "PoisonedError";
 }
 
+/** Looks at the digests of some calls, and frees them. */
 async function expectWritten(digests: readonly (readonly Tensor[])[]): Promise<void> {
-  for (const [run, found] of digests.entries()) {
-    for (const [i, x] of found.entries()) {
-      if (Number.isNaN(await x.item())) {
-        throw new PoisonedError(`result ${i} of timed call ${run} has NaN: elements were left unwritten`);
+  try {
+    for (const [run, found] of digests.entries()) {
+      for (const [i, x] of found.entries()) {
+        if (Number.isNaN(await x.item())) {
+          throw new PoisonedError(`result ${i} of timed call ${run} has NaN: elements were left unwritten`);
+        }
       }
     }
+  } finally {
+    dispose(digests);
   }
 }
 
@@ -112,6 +117,8 @@ export interface TimingOptions {
   readonly repeats: number;
   /** Milliseconds for all of it, about. */
   readonly budget: number;
+  /** What one call holds at its peak, where that is known. */
+  readonly peakBytes?: number;
 }
 
 /** Samples in milliseconds, and whose clock they are of. */
@@ -162,39 +169,40 @@ async function prepared(backend: Backend, call: () => Outputs): Promise<Poison> 
   return poison;
 }
 
+/** Bytes that calls may hold in turn before the device is waited for: what they freed is given back only then. */
+const mostBytes = 4 * 2 ** 30;
+
 async function gpuTimes(
   call: () => Outputs,
   poison: Poison,
-  { repeats, warmup }: TimingOptions,
+  { repeats, warmup, peakBytes = 0 }: TimingOptions,
   launches: number,
 ): Promise<number[]> {
-  const fills: number[] = [], cycles = warmup + repeats;
   const run = () => {
     poison.spread();
     const outputs = call(), digest = digestOf(outputs);
     dispose(outputs);
-    return digest;
+    return { fills: poison.fills, digest };
   };
-  dispose(run()); // compiles what poisons and checks
-  const { launches: found, value: digests } = await profile(() =>
-    Array.from({ length: cycles }, () => {
-      const digest = run();
-      fills.push(poison.fills);
-      return digest;
-    })
-  );
-  const rest = found.length - fills.reduce((a, b) => a + b, 0), checks = rest / cycles - launches;
-  if (!Number.isInteger(checks) || checks < 0) {
-    throw new Error(`calls differ: ${found.length} launches are not ${cycles} times ${launches} and the same checks`);
+  dispose(run().digest); // compiles what poisons and checks
+  const cycles = warmup + repeats,
+    atOnce = Math.max(1, Math.min(cycles, Math.floor(mostBytes / Math.max(1, peakBytes))));
+  const each: number[] = [];
+  for (let done = 0; done < cycles; done += atOnce) {
+    const now = Math.min(atOnce, cycles - done);
+    const { launches: found, value: runs } = await profile(() => Array.from({ length: now }, run));
+    const checks = (found.length - runs.reduce((sum, { fills }) => sum + fills, 0)) / now - launches;
+    if (!Number.isInteger(checks) || checks < 0) {
+      throw new Error(`calls differ: ${found.length} launches are not ${now} times ${launches} and the same checks`);
+    }
+    await expectWritten(runs.map(({ digest }) => digest));
+    let at = 0;
+    for (const { fills } of runs) {
+      const from = at + fills;
+      at = from + launches + checks;
+      each.push(found.slice(from, from + launches).reduce((ms, launch) => ms + launch.ms, 0));
+    }
   }
-  await expectWritten(digests);
-  dispose(digests);
-  let at = 0;
-  const each = fills.map((fill) => {
-    const from = at + fill;
-    at = from + launches + checks;
-    return found.slice(from, from + launches).reduce((ms, launch) => ms + launch.ms, 0);
-  });
   return each.slice(warmup); // the card's clock rises during the first ones
 }
 
@@ -217,8 +225,8 @@ async function wallTimes(
     await backend.synchronize();
     const ms = (performance.now() - start) / calls;
     const digest = digestOf(last);
+    dispose(last);
     await expectWritten([digest]);
-    dispose([last, digest]);
     return ms;
   };
   const first = await sample(1);

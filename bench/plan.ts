@@ -82,6 +82,8 @@ export interface Plan {
   readonly cases?: (backend: Backend) => readonly Case[];
   /** A result that there already is: nothing is measured. */
   readonly earlier?: Result;
+  /** The order of the rows in the result, where it is not that of the measuring. */
+  readonly order?: (a: Row, b: Row) => number;
   /** Whether a case that does not fit is recorded and the run goes on; else it is refused. */
   readonly skips?: boolean;
   readonly measure?: (context: Context) => Promise<Row[]>;
@@ -119,6 +121,7 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
   const rows = plan.measure === undefined
     ? await measureAll(plan.cases!(backend), context, plan.skips ?? false)
     : await plan.measure(context);
+  if (plan.order !== undefined) rows.sort(plan.order);
   const { warmup, repeats, seed, budget } = plan.settings;
   return {
     format: "flashtape-bench/1",
@@ -180,7 +183,7 @@ async function figuresOf({ prepare, wall }: Case, { backend, settings }: Context
     begin?.();
     const difference = against && await differenceOf(call, against);
     const options = { ...settings, budget: 1000 * settings.budget };
-    const found = await timed(backend, call, options);
+    const found = await timed(backend, call, { ...options, peakBytes });
     const clock = wall && found.clock !== "wall clock" ? { wall: await timedByWall(backend, call, options) } : {};
     return { ...found, ...clock, peakBytes, ...(difference && { difference }) };
   } finally {
