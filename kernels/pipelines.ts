@@ -1,5 +1,5 @@
 /** Pipelines and bind groups, made once. */
-import { DeviceError, UnsupportedError } from "../tensor/errors.ts";
+import { DeviceError, LimitError, UnsupportedError } from "../tensor/errors.ts";
 import type { Device } from "./device.ts";
 import type { Kernel } from "./kernel.ts";
 import type { PooledBuffer } from "./memory.ts";
@@ -105,6 +105,10 @@ export class Pipelines {
     };
     const missing = kernel.requires.find((feature) => !has[feature]);
     if (missing !== undefined) throw new UnsupportedError(kernel.name, `this device has no ${missing}`);
+    const bound = kernel.reads.length + kernel.writes.length, most = device.limits.maxStorageBuffersPerShaderStage;
+    if (bound > most) {
+      throw new LimitError(kernel.name, `reads and writes ${bound} buffers, and this device binds ${most} at once`);
+    }
     const enables = kernel.requires.flatMap((f) =>
       dialect.enables[f] === undefined ? [] : [`enable ${dialect.enables[f]};`]
     );

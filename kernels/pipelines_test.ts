@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { DeviceError, UnsupportedError } from "../tensor/errors.ts";
+import { DeviceError, LimitError, UnsupportedError } from "../tensor/errors.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { open } from "./device.ts";
 import { type Kernel, kernel, type KernelInterface } from "./kernel.ts";
@@ -83,6 +83,22 @@ Deno.test("a kernel that needs what the device has not is refused before it is c
   assert.throws(() => pipelines.get(scale("f", { ...io, requires: ["f16"] })), (error: Error) => {
     assert(error instanceof UnsupportedError);
     assert.match(error.message, /^\[pipelines_test_f\] this device has no f16/);
+    return true;
+  });
+  assert.equal(pipelines.size, 0);
+});
+
+Deno.test("a kernel of more buffers than the device binds is refused, naming both numbers", () => {
+  const { pipelines } = parts(), most = opened.device.limits.maxStorageBuffersPerShaderStage;
+  const reads = Object.fromEntries(Array.from({ length: most }, (_, i) => [`x${i}`, "f32"]));
+  const wide = kernel(
+    "pipelines_test_wide",
+    { reads, writes: { y: "f32" } },
+    () => "@compute @workgroup_size(1) fn main() {}",
+  );
+  assert.throws(() => pipelines.get(wide), (error: Error) => {
+    assert(error instanceof LimitError);
+    assert.ok(error.message.includes(`reads and writes ${most + 1} buffers, and this device binds ${most} at once`));
     return true;
   });
   assert.equal(pipelines.size, 0);
