@@ -127,6 +127,16 @@ Deno.test("Ctrl-C ends the text early, with what there is of it", async () => {
   assert(out.length > 0 && out.endsWith("\n"));
 });
 
+Deno.test("deno task generate runs it on the best device there is, with the permissions that it needs", async () => {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["task", "--quiet", "generate", fixture, "--prompt", "Call me", "--max-new-tokens", "3", "--json"],
+    cwd: new URL("../", import.meta.url),
+  }).output();
+  assert.equal(code, 0, new TextDecoder().decode(stderr));
+  const result: Result = JSON.parse(new TextDecoder().decode(stdout));
+  assert.deepEqual([result.backend, result.new_tokens], ["webgpu", 3]);
+});
+
 Deno.test("readOptions() knows the flags and their defaults", () => {
   const rest = {
     backend: "auto",
