@@ -87,11 +87,11 @@ const maxHeader = 100_000_000;
 const pieceBytes = 32 * 2 ** 20;
 
 /** Bytes that may wait in the driver for a device to take them. */
-const maxWaiting = 256 * 2 ** 20;
+const maxWaiting = 128 * 2 ** 20;
 
 /**
- * Reads the tensors of a file, one by one and piece by piece, each straight to the backend: the host holds a few hundred
- * megabytes, however large the file.
+ * Reads the tensors of a file, one by one and piece by piece, each straight to the backend: the host holds some two
+ * hundred megabytes, however large the file.
  *
  * @param source a path, URL, bytes, Blob or stream
  * @returns the tensors by name

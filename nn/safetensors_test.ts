@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -261,6 +261,36 @@ Deno.test("tensors larger than a piece are written and read piece by piece", asy
     dispose(back);
   }
   dispose([x, y]);
+});
+
+Deno.test("read() hands over pieces, and waits for the device before too many of them pile up", async () => {
+  await inFolder(async (folder) => {
+    const path = join(folder, "large.safetensors"), each = 41 * 2 ** 20, count = 5;
+    const header = Object.fromEntries(
+      Array.from(
+        { length: count },
+        (_, i) => [`t${i}`, { dtype: "BF16", shape: [each / 2], data_offsets: [i * each, (i + 1) * each] }],
+      ),
+    );
+    await writeFile(path, file(header));
+    await truncate(path, (await stat(path)).size + count * each); // zeros that take no room
+    let waiting = 0, most = 0, largest = 0, total = 0;
+    const still = { refs: 0, free: () => {} };
+    const backend: Backend = Object.create(cpu(), {
+      allocate: { value: () => ({ ...still }) },
+      write: {
+        value: (_storage: unknown, _dtype: DType, _at: number, bytes: Uint8Array) => {
+          largest = Math.max(largest, bytes.byteLength);
+          most = Math.max(most, waiting += bytes.byteLength);
+          total += bytes.byteLength;
+        },
+      },
+      synchronize: { value: () => Promise.resolve(waiting = 0) },
+    });
+    dispose(await safetensors.read(path, { backend }));
+    assert.equal(total, count * each);
+    assert(largest <= 2 ** 25 && most < 2 ** 27 + largest && most > largest, `pieces of ${largest}, ${most} waiting`);
+  });
 });
 
 Deno.test("read() goes past tensors that nobody asked for", async () => {

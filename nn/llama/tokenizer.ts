@@ -43,7 +43,7 @@ export function tokenizer(
   const read = (file: string) => Object.hasOwn(files, file) ? parse(files[file], `${name}/${file}`) : {};
   const config = read("tokenizer_config.json");
   const encoder = encoderOf(read("tokenizer.json"), config, `${name}/tokenizer.json`);
-  const special = specialTokens({ ...read("special_tokens_map.json"), ...config });
+  const special = specialTokens({ ...read("special_tokens_map.json"), ...config }, encoder);
   const size = encoder.get_vocab().size, limit = Math.max(size, vocabulary ?? 0);
   const templates = new Map<string, Template>();
   const sources = templateSources(files, config, name);
@@ -58,15 +58,17 @@ export function tokenizer(
     },
     decode(ids: Iterable<number>, { skipSpecialTokens = false }: DecodeOptions = {}): string {
       const known: number[] = [];
+      const left = skipSpecialTokens ? special.ids : none;
       for (const id of ids) {
         if (!Number.isInteger(id) || id < 0 || id >= limit) {
           throw new IndexError("decode", `${id} is no id: there are ${limit}, from 0`);
         }
-        if (encoder.id_to_token(id) !== undefined) known.push(id); // a model may have more ids than have a text
+        // A model may have more ids than have a text.
+        if (encoder.id_to_token(id) !== undefined && !left.has(id)) known.push(id);
       }
       if (known.length === 0) return "";
       // The clean-up of spaces was made for tokenizers that lose them; for these it would take some that were there.
-      return encoder.decode(known, { skip_special_tokens: skipSpecialTokens, clean_up_tokenization_spaces: false });
+      return encoder.decode(known, { clean_up_tokenization_spaces: false });
     },
     applyChatTemplate(messages: readonly Message[], options: ChatOptions = {}): string {
       checkMessages(messages);
@@ -87,7 +89,7 @@ export function tokenizer(
       if (template === undefined) templates.set(chosen, template = templateOf(source.text, source.file));
       try {
         return template.render({
-          ...special,
+          ...special.names,
           tools: tools ?? null,
           documents: null,
           ...variables,
@@ -134,15 +136,26 @@ function encoderOf(json: Record<string, unknown>, config: Record<string, unknown
   }
 }
 
-/** `bos_token`, `eos_token` and their like, which stand as texts or as objects with a `content`. */
-function specialTokens(config: Record<string, unknown>): Record<string, string> {
-  const found: Record<string, string> = {};
+const none: ReadonlySet<number> = new Set();
+
+/** `bos_token`, `eos_token` and their like, which stand as texts or as objects with a `content`; and all special ids. */
+function specialTokens(
+  config: Record<string, unknown>,
+  encoder: Encoder,
+): { readonly names: Record<string, string>; readonly ids: ReadonlySet<number> } {
+  const names: Record<string, string> = {}, ids = new Set<number>();
+  const contentOf = (value: unknown) => isObject(value) ? value.content : value;
   for (const [key, value] of Object.entries(config)) {
-    if (!key.endsWith("_token")) continue;
-    const content = isObject(value) ? value.content : value;
-    if (typeof content === "string") found[key] = content;
+    const content = contentOf(value);
+    if (key.endsWith("_token") && typeof content === "string") names[key] = content;
   }
-  return found;
+  for (const [id, { special }] of encoder.get_added_tokens_decoder()) if (special) ids.add(id);
+  const { additional_special_tokens: more } = config;
+  for (const content of [...Object.values(names), ...(Array.isArray(more) ? more.map(contentOf) : [])]) {
+    const id = typeof content === "string" ? encoder.token_to_id(content) : undefined;
+    if (id !== undefined) ids.add(id);
+  }
+  return { names, ids };
 }
 
 interface Source {

@@ -44,6 +44,15 @@ Deno.test("encode() and decode() give what transformers gives", () => {
   assert.equal(llamaA.idOf("no such token"), undefined);
 });
 
+Deno.test("tokens that the config names are special too", () => {
+  const config = { bos_token: { content: "whale" }, additional_special_tokens: [" the", { content: "ing" }] };
+  const made = tokenizer({ ...bare, "tokenizer_config.json": JSON.stringify(config) });
+  const ids = [made.idOf("ing"), made.idOf("Ġm")].filter((id) => id !== undefined);
+  assert.equal(ids.length, 2);
+  assert.equal(made.decode(ids), "ing m");
+  assert.equal(made.decode(ids, { skipSpecialTokens: true }), " m");
+});
+
 property("what is encoded is decoded to the same text, at once and as a stream", [
   array(
     elementOf("a", " ", "\n", "\t", "é", "🐋", "中", "don't", " .", "12345", "\u0000", "ß", "\r\n", "<|eot_id", "  "),
