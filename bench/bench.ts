@@ -5,6 +5,7 @@ import { attention } from "./attention.ts";
 import { check } from "./check.ts";
 import { compare } from "./compare.ts";
 import { UsageError, writeAll } from "./files.ts";
+import { generates } from "./generate.ts";
 import { ground } from "./ground.ts";
 import { layers } from "./layers.ts";
 import { model } from "./model.ts";
@@ -14,6 +15,7 @@ import { execute, type Plan, type Take, type Tools } from "./plan.ts";
 import { profiled } from "./profile.ts";
 import { type Io, progressOn } from "./progress.ts";
 import { toCsv, toJson } from "./record.ts";
+import { reports } from "./report.ts";
 import { suite } from "./suite.ts";
 import { sweep } from "./sweep.ts";
 
@@ -23,10 +25,11 @@ const measuring: readonly ((take: Take) => CommandUnknownOpts)[] = [
   compare,
   layers,
   model,
+  generates,
   suite,
   peers,
 ];
-const using: readonly ((tools: Tools) => CommandUnknownOpts)[] = [profiled, sweep, check];
+const using: readonly ((tools: Tools) => CommandUnknownOpts)[] = [profiled, sweep, check, reports];
 
 const description = `Measures flashtape on this machine.
 
@@ -37,6 +40,7 @@ Examples:
   deno task bench attention --seqlen 2048 --causal
   deno task bench compare --preset gpt2
   deno task bench suite --max-seq-len 8192 --save-dir out/bench
+  deno task bench report --save-dir out/report
   deno task bench sweep attention --seqlen 512,1024,2048 --causal on,off
   deno task bench profile --trace out/trace.json model --preset small
   deno task bench attention --json before.json; deno task bench check --baseline before.json`;

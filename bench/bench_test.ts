@@ -24,7 +24,10 @@ const quick = "--backend webgpu --repeats 3 --warmup 1 --budget 0.3";
 /** Runs a measuring command; its result, read back from its JSON through the schema. */
 async function measured(line: string): Promise<Result & { out: string }> {
   const file = at("result.json"),
-    { code, out, err } = await bench(`${line} ${quick} --json ${file} --csv ${at("result.csv")}`);
+    [command, ...flags] = line.split(" ");
+  const { code, out, err } = await bench(
+    `${command} ${quick} ${flags.join(" ")} --json ${file} --csv ${at("result.csv")}`,
+  );
   assert.equal(code, 0, err);
   const result = fromJson(readFileSync(file, "utf8"));
   assert.equal(result.device.backend, "webgpu");
@@ -80,6 +83,17 @@ Deno.test("model measures forward, loss and step, and the losses agree", async (
   assert.deepEqual([...new Set(rows.map(({ labels }) => labels.work))], ["forward", "loss", "step"]);
   assert(rows.every(({ difference }) => difference === undefined || difference.max < 1e-5));
   assert.match(out, /tokens\/s/);
+});
+
+Deno.test("generate writes as many tokens as asked for, with both kinds of attention", async () => {
+  const { rows } = await measured(
+    "generate --preset tiny --layers 1 --vocab 32 --batch 2 --prompt 4 --new 5 --dtype f32",
+  );
+  assert.deepEqual(rows.map(({ labels }) => labels.attention), ["naive", "flash"]);
+  for (const { figures, ms } of rows) {
+    assert(figures!["ms to the first token"] < ms!.median && figures!["ms/token"] > 0);
+    assert(Math.abs(figures!["tokens/s"] * ms!.median / 1000 - 10) < 5);
+  }
 });
 
 /** Colours of a picture, the most frequent first. */
@@ -145,6 +159,23 @@ Deno.test("profile prints the kernels and writes a trace that parses", async () 
   assert(traceEvents.some((event: { ph: string; dur: number }) => event.ph === "X" && event.dur > 0));
 });
 
+Deno.test("report writes a page, and the same page again from what it left", async () => {
+  const only = "--only compare,blocks", flags = ["--flags", quick];
+  const first = await bench([...`report --quick ${only} --save-dir ${at("report")}`.split(" "), ...flags]);
+  assert.equal(first.code, 0, first.err);
+  const page = readFileSync(at("report", "results.md"), "utf8");
+  for (const word of ["## Block sizes", "$ deno task bench compare", "speed-up"]) {
+    assert(page.includes(word), word);
+  }
+  for (const name of ["compare.json", "blocks.json"]) fromJson(readFileSync(at("report", name), "utf8"));
+  const again = await bench([
+    ...`report --quick ${only} --from ${at("report")} --save-dir ${at("again")}`.split(" "),
+    ...flags,
+  ]);
+  assert.equal(again.code, 0, again.err);
+  assert.equal(readFileSync(at("again", "results.md"), "utf8"), page);
+});
+
 Deno.test("sweep runs every combination of lists", async () => {
   const inner = `attention --batch 1 --nheads 1 --headdim 32 --seqlen 32,64 --causal on,off --no-grad ${quick}`;
   const { code, out, err } = await bench(`sweep --json ${at("sweep.json")} ${inner}`);
@@ -175,11 +206,23 @@ Deno.test("check passes against a slower baseline and exits with 1 against a fas
 });
 
 Deno.test("ground measures the whole floor in small", async () => {
-  const { rows } = await measured(`ground --scale 0.00001 --save ${at("ground.json")}`);
+  const { rows } = await measured(`ground --scale 0.00001 --budget 0.03 --save ${at("ground.json")}`);
   assert(rows.length >= 10 && rows.every(({ figures }) => Object.values(figures!).every((rate) => rate > 0)));
 });
 
-const commands = ["ground", "attention", "compare", "layers", "model", "suite", "peers", "profile", "sweep", "check"];
+const commands = [
+  "ground",
+  "attention",
+  "compare",
+  "layers",
+  "model",
+  "generate",
+  "suite",
+  "peers",
+  "profile",
+  "sweep",
+  "check",
+];
 
 Deno.test("--help works at every level and names every flag", async () => {
   const { code, out } = await bench("--help");
@@ -223,10 +266,13 @@ Deno.test("what cannot be is refused with exit code 2, naming flag, value and wh
     ["layers --only rmsNorm,magic", "--only", "swiglu"],
     ["layers --hidden 10 --nheads 4", "--nheads", "'4'"],
     ["model --preset gpt5", "--preset", "llama-1b"],
+    [`generate --model ${at("file")}`, "--model", "config.json"],
     ["profile peers", "peers cannot be profiled"],
     ["profile attention --seqlen -1", "--seqlen", "'-1'"],
     ["sweep attention --seqlen 64", "no flag", "512,1024"],
     ["sweep attention --dtype f32,f8", "--dtype", "'f8'"],
+    ["report --only all", "'all'", "suite, compare"],
+    [`report --quick --from ${at("absent")}`, "--from", "suite.json"],
     ["check", "--baseline"],
     [`check --baseline ${at("no.json")}`, "--baseline", "format"],
     ["peers --dtypes f64", "--dtypes", "f32, f16"],

@@ -18,11 +18,12 @@ import {
 import { rotaryFrequencies, rotaryTables } from "@flashtape/flashtape/nn";
 import * as flops from "./flops.ts";
 import { deviceLine } from "./machine.ts";
-import type { Outputs } from "./measure.ts";
+import { type Outputs, summary } from "./measure.ts";
 import { type BenchDType, dtypes, listOf, measures, whole } from "./options.ts";
-import { type Case, keptBy, normal, type Take } from "./plan.ts";
+import { type Case, type Context, keptBy, normal, type Take } from "./plan.ts";
+import { start } from "./process.ts";
 import { Option } from "npm:@commander-js/extra-typings@15.1.0";
-import type { Result, Row } from "./record.ts";
+import { emptyRow, type Result, type Row } from "./record.ts";
 import { bytes, digits, ms, table, times } from "./table.ts";
 
 /** The layers, by the names that `--only` takes. */
@@ -163,6 +164,7 @@ export function layers(take: Take) {
     .option("--nheads <n>", "heads that rotary turns: hidden / nheads is even", whole(1, 1024), 16)
     .addOption(new Option("--dtype <type>", "element type").choices(dtypes).default("f32" as const))
     .option("--no-grad", "leave out the gradients")
+    .option("--torch", "measure PyTorch beside them, where python3 has it with CUDA")
     .action((options, command) => {
       if (options.hidden % (2 * options.nheads) !== 0) {
         command.error(
@@ -175,9 +177,49 @@ export function layers(take: Take) {
         settings: options,
         skips: true,
         cases: () => options.only.flatMap((name) => passes.flatMap((pass) => casesOf(name, options, pass))),
+        ...options.torch
+          ? { more: (context) => torchRows({ sizes: options, only: options.only, passes }, context) }
+          : {},
         report,
       });
     });
+}
+
+/** What `baselines/torch.py` tells of a layer. */
+interface TorchReport {
+  readonly layer: LayerName;
+  readonly pass: "forward" | "gradients";
+  readonly way: string;
+  readonly each: readonly number[];
+  readonly peakBytes: number;
+}
+
+async function torchRows(
+  job: { readonly sizes: Sizes; readonly only: readonly LayerName[]; readonly passes: readonly string[] },
+  { settings: { repeats }, progress }: Context,
+): Promise<Row[]> {
+  const rows: Row[] = [], { reports, ended } = start("./baselines/torch.py", { ...job, repeats }, 600);
+  for await (const report of reports as AsyncIterable<TorchReport | { readonly adapter: string }>) {
+    if ("adapter" in report) continue;
+    const { layer, pass, way, each, peakBytes } = report, { dtype } = job.sizes, times = summary(each);
+    const known = layerOf(layer, job.sizes);
+    rows.push({
+      ...emptyRow(`${layer} ${pass} PyTorch ${way} ${dtype}`, {
+        layer,
+        pass,
+        way: `PyTorch ${way}`,
+        compiled: false,
+        dtype,
+      }),
+      ...{ clock: "wall clock", ms: times, wall: times, peakBytes },
+      flops: known.flops === undefined ? null : known.flops * (pass === "forward" ? 1 : 3),
+      bytes: pass === "forward" ? known.bytes : null,
+    });
+    progress.done(rows.at(-1)!);
+  }
+  if (rows.length > 0) return rows;
+  const skipped = { reason: await ended, predictedBytes: null };
+  return [{ ...emptyRow("PyTorch", { layer: "all", pass: "", way: "PyTorch", compiled: false }), skipped }];
 }
 
 function report(result: Result): string {

@@ -2,24 +2,26 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import * as flops from "./flops.ts";
 import { deviceLine } from "./machine.ts";
 import { summary } from "./measure.ts";
 import { listOf, measures, whole, wholes } from "./options.ts";
 import { verify } from "./peers/verify.ts";
-import { type Job, mark, type Report, type Work } from "./peers/work.ts";
+import type { Job, Report, Work } from "./peers/work.ts";
 import type { Context, Take } from "./plan.ts";
+import { start } from "./process.ts";
 import { emptyRow, type Result, type Row, tflops } from "./record.ts";
 import { digits, ms, table, times } from "./table.ts";
 
 /** The peers, by the names that `--only` takes, with what they are. */
 const libraries = {
-  "flashtape": { script: "flashtape.ts", provider: "deno", title: "flashtape, Deno's WebGPU" },
-  "flashtape-dawn": { script: "flashtape.ts", provider: "dawn", title: "flashtape, Dawn" },
-  "onnxruntime": { script: "onnxruntime.ts", provider: "dawn", title: "onnxruntime-node 1.30.0, Dawn" },
-  "jax": { script: "jax.ts", provider: "deno", title: "@jax-js/jax 0.1.25, Deno's WebGPU" },
-  "tensorflow": { script: "tensorflow.ts", provider: "deno", title: "TensorFlow.js 4.22.0, Deno's WebGPU" },
+  "flashtape": { script: "peers/flashtape.ts", provider: "deno", title: "flashtape, Deno's WebGPU" },
+  "flashtape-dawn": { script: "peers/flashtape.ts", provider: "dawn", title: "flashtape, Dawn" },
+  "onnxruntime": { script: "peers/onnxruntime.ts", provider: "dawn", title: "onnxruntime-node 1.30.0, Dawn" },
+  "jax": { script: "peers/jax.ts", provider: "deno", title: "@jax-js/jax 0.1.25, Deno's WebGPU" },
+  "tensorflow": { script: "peers/tensorflow.ts", provider: "deno", title: "TensorFlow.js 4.22.0, Deno's WebGPU" },
+  "pytorch": { script: "baselines/torch.py", provider: "fused", title: "PyTorch, CUDA" },
+  "pytorch-math": { script: "baselines/torch.py", provider: "math", title: "PyTorch, eager math, CUDA" },
 } as const;
 type Name = keyof typeof libraries;
 const names = Object.keys(libraries) as Name[];
@@ -62,16 +64,6 @@ function flopsOf(work: Work): number {
   return flops.attentionForward(sizes) + (work.kind === "gradients" ? flops.attentionBackward(sizes) : 0);
 }
 
-/** The lines of a process that are reports, as they come. */
-async function* reportsOf(stdout: ReadableStream<Uint8Array>): AsyncGenerator<Report> {
-  let rest = "";
-  for await (const text of stdout.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + text).split("\n");
-    rest = lines.pop()!;
-    for (const line of lines) if (line.startsWith(mark)) yield JSON.parse(line.slice(mark.length));
-  }
-}
-
 /** Runs one library's process and checks what it reports. */
 async function rowsOf(name: Name, works: readonly Work[], options: PeersOptions, context: Context): Promise<Row[]> {
   const { settings, progress } = context, { script, provider, title } = libraries[name];
@@ -86,17 +78,11 @@ async function rowsOf(name: Name, works: readonly Work[], options: PeersOptions,
   };
   const { repeats, seed, budget } = settings;
   const job: Job = { works, seed, repeats, budget: 1000 * budget, directory, provider };
-  const path = fileURLToPath(new URL(`./peers/${script}`, import.meta.url));
-  const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--quiet", "--no-check", "--allow-all", path, JSON.stringify(job)],
-    ...{ stdin: "null", stdout: "piped", stderr: "piped" } as const,
-  }).spawn();
-  const stopping = setTimeout(() => child.kill("SIGKILL"), 1000 * options.timeout);
-  const said = new Response(child.stderr).text();
+  const child = start(script, job, options.timeout);
   try {
     const checked = new Map<number, { error: number; how: string }>();
     const settled = new Set<number>();
-    for await (const report of reportsOf(child.stdout)) {
+    for await (const report of child.reports as AsyncIterable<Report>) {
       if ("adapter" in report) {
         for (const row of rows) row.labels.adapter = report.adapter;
         continue;
@@ -130,14 +116,9 @@ async function rowsOf(name: Name, works: readonly Work[], options: PeersOptions,
         }
       }
     }
-    const { code, signal } = await child.status;
-    const last = (await said).split("\n").find((line) => /uncaught|panic|fatal/i.test(line)) ?? "it did not say why";
-    const reason = signal === "SIGKILL"
-      ? `its process was stopped after ${options.timeout} s`
-      : `its process ended with ${signal ?? `exit code ${code}`}: ${last.slice(0, 300)}`;
+    const reason = await child.ended;
     works.forEach((_, i) => settled.has(i) || skip(i, reason));
   } finally {
-    clearTimeout(stopping);
     rmSync(directory, { recursive: true, force: true });
   }
   return rows;

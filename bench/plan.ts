@@ -87,6 +87,8 @@ export interface Plan {
   /** Whether a case that does not fit is recorded and the run goes on; else it is refused. */
   readonly skips?: boolean;
   readonly measure?: (context: Context) => Promise<Row[]>;
+  /** Rows that come after those of the cases. */
+  readonly more?: (context: Context) => Promise<Row[]>;
   /** The result as text. */
   readonly report: (result: Result) => string;
   /** Files beside those of `--json` and `--csv`, by path. */
@@ -121,6 +123,7 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
   const rows = plan.measure === undefined
     ? await measureAll(plan.cases!(backend), context, plan.skips ?? false)
     : await plan.measure(context);
+  rows.push(...await plan.more?.(context) ?? []);
   if (plan.order !== undefined) rows.sort(plan.order);
   const { warmup, repeats, seed, budget } = plan.settings;
   return {

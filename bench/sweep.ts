@@ -59,48 +59,56 @@ export function sweep({ planOf, execute, io, run }: Tools) {
     .action((args, options) => run(() => sweepAll(args, options)));
 
   async function sweepAll(args: string[], { csv, json }: { csv?: string; json?: string }): Promise<number> {
-    const [name, ...rest] = args, { fixed, axes } = axesOf(rest);
-    if (axes.length === 0) {
-      throw new UsageError(
-        `sweep: no flag of "${args.join(" ")}" has a list. Allowed: values with commas, --seqlen 512,1024`,
-      );
-    }
-    const all = combinations(axes);
-    if (all.length > most) throw new UsageError(`sweep: ${all.length} combinations. Allowed: at most ${most}`);
-    const plans = all.map(({ flags, labels }) => ({ labels, plan: planOf([name, ...fixed, ...flags]) }));
-    for (const { plan } of plans) {
-      if (plan.settings.csv === undefined && plan.settings.json === undefined) continue;
-      throw new UsageError("sweep: --csv and --json go before the command: sweep --json all.json attention …");
-    }
     for (const [flag, file] of [["--csv", csv], ["--json", json]] as const) {
       if (file !== undefined) expectWritable(flag, file);
     }
-    const results: Result[] = [];
-    for (const { labels, plan } of plans) {
-      const says = Object.entries(labels).map(([flag, value]) => `${flag} ${value}`).join(", ");
-      const result = await execute(plan);
-      results.push({
-        ...result,
-        rows: result.rows.map((row) => ({
-          ...row,
-          name: `${row.name} (${says})`,
-          labels: { ...row.labels, ...labels },
-        })),
-      });
-    }
-    const merged: Result = {
-      ...results[0],
-      command: `sweep ${name}`,
-      arguments: ["sweep", ...args],
-      rows: results.flatMap(({ rows }) => rows),
-    };
-    io.out(`${report(merged)}\n`);
+    const merged = await sweepOf(args, { planOf, execute });
+    io.out(`${reportSweep(merged)}\n`);
     writeAll({ ...csv && { [csv]: toCsv(merged) }, ...json && { [json]: toJson(merged) } });
     return 0;
   }
 }
 
-function report(result: Result): string {
+/**
+ * Runs a command once for each combination.
+ * @param args the command with its flags, lists among them
+ */
+export async function sweepOf(
+  args: readonly string[],
+  { planOf, execute }: Pick<Tools, "planOf" | "execute">,
+): Promise<Result> {
+  const [name, ...rest] = args, { fixed, axes } = axesOf(rest);
+  if (axes.length === 0) {
+    throw new UsageError(
+      `sweep: no flag of "${args.join(" ")}" has a list. Allowed: values with commas, --seqlen 512,1024`,
+    );
+  }
+  const all = combinations(axes);
+  if (all.length > most) throw new UsageError(`sweep: ${all.length} combinations. Allowed: at most ${most}`);
+  const plans = all.map(({ flags, labels }) => ({ labels, plan: planOf([name, ...fixed, ...flags]) }));
+  for (const { plan } of plans) {
+    if (plan.settings.csv === undefined && plan.settings.json === undefined) continue;
+    throw new UsageError("sweep: --csv and --json go before the command: sweep --json all.json attention …");
+  }
+  const results: Result[] = [];
+  for (const { labels, plan } of plans) {
+    const says = Object.entries(labels).map(([flag, value]) => `${flag} ${value}`).join(", ");
+    const result = await execute(plan);
+    results.push({
+      ...result,
+      rows: result.rows.map((row) => ({ ...row, name: `${row.name} (${says})`, labels: { ...row.labels, ...labels } })),
+    });
+  }
+  return {
+    ...results[0],
+    command: `sweep ${name}`,
+    arguments: ["sweep", ...args],
+    rows: results.flatMap(({ rows }) => rows),
+  };
+}
+
+/** The rows of a sweep as text. */
+export function reportSweep(result: Result): string {
   const head = ["what", "median ms", "min", "max", "clock", "TFLOP/s", "peak memory"];
   const lines = result.rows.map((row) => {
     const { name, ms: timing, clock, flops, peakBytes, skipped, figures = {} } = row;

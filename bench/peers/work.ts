@@ -29,7 +29,8 @@ export interface Job {
   readonly budget: number;
   /** Where results go, to be checked. */
   readonly directory: string;
-  readonly provider: "deno" | "dawn";
+  /** Whose WebGPU; of PyTorch, which of its attention kernels. */
+  readonly provider: "deno" | "dawn" | "fused" | "math";
 }
 
 /** What a process tells, one line each. */
