@@ -36,8 +36,9 @@ export function denoModules(external: readonly string[] = []): esbuild.Plugin {
   return {
     name: "deno-modules",
     setup(build) {
-      const given = build.initialOptions.entryPoints;
-      const entries = Array.isArray(given) ? given.map((e) => typeof e === "string" ? e : e.in) : Object.values(given!);
+      const given = build.initialOptions.entryPoints ?? [];
+      const own = Array.isArray(given) ? given.map((e) => typeof e === "string" ? e : e.in) : Object.values(given);
+      const entries = [...new Set([...own, exports["."], exports["./nn"]])];
       let packages: Promise<Map<string, Package>> | null = null;
       build.onResolve({ filter: new RegExp(`^${library}(/|$)`) }, ({ path }) => {
         const target = exports[`.${path.slice(library.length)}`];
@@ -156,7 +157,7 @@ export async function bundleUsed(
       plugins: [onlyOps(alive), ...plugins],
     });
     const held = new Set(
-      draft.outputFiles.filter((f) => f.path.endsWith(".js")).flatMap((f) => [...constantsOf(f.text)]),
+      draft.outputFiles.filter((f) => !f.path.endsWith(".css")).flatMap((f) => [...constantsOf(f.text)]),
     );
     const next = new Set([...constants].flatMap(([op, constant]) => held.has(constant) ? [op] : []));
     if (next.size === alive.size) break;

@@ -7,7 +7,7 @@ import type { Backend } from "../../tensor/backend.ts";
 import { cpu } from "../../tensor/cpu.ts";
 import { decode, isFloat } from "../../tensor/dtype.ts";
 import { add, square } from "../../tensor/elementwise.ts";
-import { FlashtapeError, show } from "../../tensor/errors.ts";
+import { FlashtapeError, LimitError, show } from "../../tensor/errors.ts";
 import { runAll } from "../../tensor/op.ts";
 import type { OpName } from "../../tensor/ops.ts";
 import { sum } from "../../tensor/reduce.ts";
@@ -39,6 +39,8 @@ export interface Finding {
   readonly op: string;
   readonly laws: readonly number[];
   readonly failures: readonly string[];
+  /** Calls that the device is too small for, as it says by name and numbers. */
+  readonly limits: readonly string[];
 }
 
 function differentiable({ op, sample }: Subject, { inputs, params }: Call<unknown>) {
@@ -56,7 +58,7 @@ function differentiable({ op, sample }: Subject, { inputs, params }: Call<unknow
 export async function tryLaws(name: OpName, backend: Backend, runs: number, seed: number): Promise<Finding> {
   const subject = subjects().find((each) => each.name === name)!;
   const { op, sample } = subject;
-  const laws: number[] = [], failures: string[] = [];
+  const laws: number[] = [], failures: string[] = [], limits: string[] = [];
   const law = async <T>(number: number, arbitrary: Arbitrary<T>, holds: (value: T) => void | Promise<void>) => {
     laws.push(number);
     try {
@@ -73,7 +75,13 @@ export async function tryLaws(name: OpName, backend: Backend, runs: number, seed
     });
   });
   await law(2, sample.calls(backend.dtypes), async (call) => {
-    const results = runAll(op, call.inputs.map((x) => x.tensor(backend)), call.params, backend);
+    let results: Tensor[];
+    try {
+      results = runAll(op, call.inputs.map((x) => x.tensor(backend)), call.params, backend);
+    } catch (error) {
+      if (!(error instanceof LimitError)) throw error;
+      return void limits.push(error.message);
+    }
     const values = await Promise.all(results.map(async (y) => decode(y.dtype, await y.bytes())));
     assertAccurate(op, call, sample.accuracy, values);
   });
@@ -102,5 +110,5 @@ export async function tryLaws(name: OpName, backend: Backend, runs: number, seed
       }
     });
   }
-  return { op: name, laws, failures };
+  return { op: name, laws, failures, limits };
 }

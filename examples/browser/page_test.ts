@@ -1,0 +1,198 @@
+/// <reference lib="dom" />
+/** The page in Chromium: every panel to its end, a page that never stutters, and what happens when the GPU is lost. */
+import assert from "node:assert/strict";
+import { rm } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import * as esbuild from "npm:esbuild@0.28.2";
+import type { Browser, BrowserContextOptions, Page } from "npm:playwright-core@1.65.1";
+import { buildPage, servePage } from "../../tools/page.ts";
+import { openBrowser } from "../../tools/page_browser.ts";
+
+const folder = await Deno.makeTempDir({ prefix: "flashtape-page-" });
+await buildPage(folder);
+await esbuild.stop();
+const server = servePage(folder, { port: 0, host: "localhost" });
+const address = `http://localhost:${server.addr.port}/`;
+
+let browser: Browser;
+
+Deno.test.beforeAll(async () => {
+  browser = await openBrowser();
+});
+
+Deno.test.afterAll(async () => {
+  await browser.close();
+  await server.shutdown();
+  await rm(folder, { recursive: true });
+});
+
+/** A page with its device open; `troubles` gathers what it says on the console. */
+async function open(
+  options: BrowserContextOptions & { query?: string; on?: Browser } = {},
+): Promise<{ page: Page; troubles: string[]; [Symbol.asyncDispose]: () => Promise<void> }> {
+  const { query = "", on = browser, ...rest } = options;
+  const context = await on.newContext({ viewport: { width: 1200, height: 900 }, ...rest });
+  const page = await context.newPage(), troubles: string[] = [];
+  page.setDefaultTimeout(60_000);
+  page.on("console", (message) => ["error", "warning"].includes(message.type()) && troubles.push(message.text()));
+  page.on("pageerror", (error) => troubles.push(String(error)));
+  await page.goto(`${address}${query}`);
+  await page.waitForSelector("html[data-ready]");
+  return { page, troubles, [Symbol.asyncDispose]: () => context.close() };
+}
+
+const reaches = (page: Page, panel: string, state: string) => page.waitForSelector(`#${panel}[data-state=${state}]`);
+const status = async (page: Page, panel: string) => await page.textContent(`#${panel} .status`) ?? "";
+
+const test = (name: string, fn: () => Promise<void>) =>
+  Deno.test({ name, fn, sanitizeOps: false, sanitizeResources: false });
+
+test("the page says what its device can do, and has a result soon after it is there", async () => {
+  const times: number[] = [];
+  while (times.length < 6 && !times.some((ms) => ms <= 300)) {
+    await using opened = await open();
+    const { page, troubles } = opened;
+    assert.equal(await page.textContent("#adapter"), "WebGPU on google swiftshader");
+    assert.match(await page.textContent("#facts") ?? "", /16-bit arithmetic.*subgroupsof \d+.*largest tensor/);
+    times.push(
+      await page.evaluate(() => {
+        const [navigation] = performance.getEntriesByType("navigation") as PerformanceNavigationTiming[];
+        return Math.round(performance.getEntriesByName("first-result")[0].startTime - navigation.loadEventEnd);
+      }),
+    );
+    assert.deepEqual(troubles, []);
+  }
+  console.log(`    first result ${times.join(", ")} ms after the load event`);
+  assert.ok(times.some((ms) => ms <= 300), times.join());
+});
+
+test("flash and naive attention are timed, agree, and are drawn", async () => {
+  await using opened = await open({ query: "?lengths=64,256" });
+  const { page, troubles } = opened;
+  await page.click("#attention-form button.main");
+  await reaches(page, "attention", "done");
+  const said = await status(page, "attention");
+  const [, apart, smaller] = /Both agree to (\S+)\. .*holds ([\d.]+)× less/.exec(said) ?? assert.fail(said);
+  assert.ok(Number(apart) < 1e-4, said);
+  assert.ok(Number(smaller) > 4, said);
+  const rows = await page.$$eval(
+    "#attention-table tbody tr",
+    (all) => all.map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent ?? "")),
+  );
+  assert.deepEqual(rows.map(([length]) => length), ["64", "128", "256"]);
+  for (const [, ...cells] of rows) {
+    assert.match(cells.join("|"), /^[\d.]+ [µm]?s\|[\d.]+ [µm]?s\|[\d.]+ [kM]B\|[\d.]+ [kM]B$/);
+  }
+  assert.deepEqual(troubles, []);
+});
+
+test("a model trains while the page stays responsive, pauses, goes on, and writes", async () => {
+  await using opened = await open();
+  const { page, troubles } = opened;
+  await page.evaluate(() => {
+    const long: number[] = [];
+    Object.assign(globalThis, { long });
+    new PerformanceObserver((list) => long.push(...list.getEntries().map((entry) => entry.duration)))
+      .observe({ type: "longtask", buffered: false });
+  });
+  await page.selectOption("#training-form select[name=size]", "mini");
+  await page.selectOption("#training-form select[name=steps]", "20");
+  await page.click("#training-form button.main");
+  await page.waitForFunction(() => /step [1-9]/.test(document.querySelector("#training .status")?.textContent ?? ""));
+  await page.click("#training-form button[name=pause]");
+  await reaches(page, "training", "paused");
+  await page.waitForTimeout(300); // steps that were under way
+  const held = await status(page, "training");
+  await page.waitForTimeout(500);
+  assert.equal(await status(page, "training"), held);
+  await page.click("#training-form button[name=pause]");
+  await reaches(page, "training", "writing");
+  const said = await status(page, "training");
+  assert.match(said, /step 20 of 20 · loss [\d.]+ bits a byte · held-out [\d.]+ · [\d.]+k? tokens\/s/);
+  const [, heldOut] = /held-out ([\d.]+)/.exec(said)!;
+  assert.ok(Number(heldOut) < 6, said);
+  await page.waitForFunction(() => (document.querySelector("#written")?.textContent ?? "").length > 30);
+  const long = await page.evaluate(() => (globalThis as unknown as { long: number[] }).long);
+  assert.deepEqual(long.filter((ms) => ms > 100), []);
+  await page.click("#training-form button[name=reset]");
+  await reaches(page, "training", "empty");
+  assert.deepEqual(troubles, []);
+});
+
+test("a checkpoint is opened from disk and chats", async () => {
+  await using opened = await open();
+  const { page, troubles } = opened;
+  await page.setInputFiles("#folder", fileURLToPath(new URL("../../nn/fixtures/llama-a", import.meta.url)));
+  await reaches(page, "chat", "ready");
+  assert.match(await status(page, "chat"), /131k parameters · 2 layers of 64 .* 700 tokens$/);
+  await page.fill("#chat-form input[name=text]", "Call me Ishmael.");
+  await page.fill("#chat-form input[name=temperature]", "0");
+  await page.selectOption("#chat-form select[name=maxNewTokens]", "32");
+  await page.press("#chat-form input[name=text]", "Enter");
+  await reaches(page, "chat", "writing");
+  await reaches(page, "chat", "ready");
+  assert.match(await status(page, "chat"), /\d+ tokens, [\d.]+ a second$/);
+  const turns = await page.$$eval("#conversation .turn", (all) => all.map((turn) => turn.textContent ?? ""));
+  assert.equal(turns[0], "Call me Ishmael.");
+  assert.ok(turns[1].length > 0);
+  assert.deepEqual(troubles, []);
+});
+
+test("a GPU that is lost shows a message, and a button that starts again", async () => {
+  await using opened = await open({ query: "?lengths=64,4096" });
+  const { page, troubles } = opened;
+  await page.click("#attention-form button.main");
+  await page.waitForFunction(() => document.querySelectorAll("#attention-table tbody tr").length > 0);
+  await page.click("#lose");
+  await reaches(page, "attention", "lost");
+  assert.match(await page.textContent("#attention .lost span") ?? "", /The GPU was lost/);
+  await page.evaluate(() => history.replaceState(null, "", "?lengths=64,64"));
+  await page.click("#attention .lost button");
+  await reaches(page, "attention", "done");
+  assert.equal(await page.isVisible("#attention .lost"), false);
+  assert.deepEqual(troubles, []);
+});
+
+test("everything can be reached by keyboard, and a phone's screen is wide enough", async () => {
+  await using opened = await open({ viewport: { width: 360, height: 740 }, colorScheme: "dark" });
+  const { page, troubles } = opened;
+  assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
+  const reached = new Set<string>();
+  for (let i = 0; i < 40; i++) {
+    await page.keyboard.press("Tab");
+    reached.add(
+      await page.evaluate(() => {
+        const at = document.activeElement;
+        return at === null ? "" : at.id || at.getAttribute("name") || (at.textContent ?? "").trim();
+      }),
+    );
+  }
+  for (
+    const what of ["choice", "causal", "Measure", "size", "steps", "Train", "prompt", "open-folder", "lose", "theme"]
+  ) {
+    assert.ok(reached.has(what), `${what} is not among ${[...reached].join(", ")}`);
+  }
+  const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  const dark = await ground();
+  await page.click("#theme");
+  assert.notEqual(await ground(), dark);
+  assert.deepEqual(troubles, []);
+});
+
+test("without an adapter the page says so, and works on the CPU", async () => {
+  const without = await openBrowser({ webgpu: false });
+  try {
+    await using opened = await open({ on: without, query: "?lengths=16,32" });
+    const { page } = opened;
+    assert.equal(await page.textContent("#adapter"), "The CPU: plain loops");
+    assert.match(await page.textContent("#no-webgpu") ?? "", /WebGPU.*on the CPU and at small sizes/);
+    await page.click("#attention-form button.main");
+    await reaches(page, "attention", "done");
+    assert.equal(await page.inputValue("#training-form select[name=size]"), "mini");
+    await page.selectOption("#training-form select[name=steps]", "20");
+    await page.click("#training-form button.main");
+    await page.waitForFunction(() => /step [1-9]/.test(document.querySelector("#training .status")?.textContent ?? ""));
+  } finally {
+    await without.close();
+  }
+});
