@@ -50,6 +50,9 @@ export { embedding, linear } from "./linear.ts";
 export type { EmbeddingParams, LinearParams } from "./linear.ts";
 export { generate } from "./llama/generate.ts";
 export type { GenerateOptions, GenerateStep } from "./llama/generate.ts";
+export type { PromptOptions } from "./llama/prompt.ts";
+export type { SamplingOptions } from "./llama/sample.ts";
+export type { LlamaModel } from "./llama/weights.ts";
 /** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
 export { nextTokenLoss } from "./loss.ts";

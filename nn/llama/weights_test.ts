@@ -316,6 +316,7 @@ Deno.test("where the tokenizer's packages cannot be loaded, load() says so, and 
       args: ["run", "--quiet", "--no-npm", "--no-lock", "--no-check", "--allow-read", join(folder, "program.ts")],
     }).output();
     const out = new TextDecoder().decode(stdout);
+    assert.equal(new TextDecoder().decode(stderr), "");
     assert.match(
       out,
       /^20 0\nUnsupportedError \[llama\.load\] .*llama-a\/ has a tokenizer, whose packages npm:@huggingface/,
