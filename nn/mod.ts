@@ -48,10 +48,13 @@ export { kaimingNormal, kaimingUniform, normal, truncatedNormal, xavierNormal, x
 export type { InitOptions, KaimingOptions } from "./init.ts";
 export { embedding, linear } from "./linear.ts";
 export type { EmbeddingParams, LinearParams } from "./linear.ts";
+export type { GenerationConfig, LlamaConfig, RopeParameters } from "./llama/config.ts";
 export { generate } from "./llama/generate.ts";
 export type { GenerateOptions, GenerateStep } from "./llama/generate.ts";
+export type { LlamaParams } from "./llama/model.ts";
 export type { PromptOptions } from "./llama/prompt.ts";
 export type { SamplingOptions } from "./llama/sample.ts";
+export type { Message, Tokenizer } from "./llama/text.ts";
 export type { LlamaModel } from "./llama/weights.ts";
 /** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
