@@ -93,6 +93,12 @@ function sharing(call: Lowering<unknown>): Pick<Lowering<unknown>, "dispatch" | 
   };
 }
 
+/** Rows of a chunk of logits. */
+function chunkRows({ capabilities }: Pick<Lowering<unknown>, "capabilities">, rows: number, classes: number): number {
+  const most = Math.min(chunkBytes, capabilities.maxBinding) / (4 * Math.max(1, classes));
+  return Math.min(rows, Math.max(4, 2 ** Math.floor(Math.log2(Math.max(1, most)))));
+}
+
 /** Calls `f` with the logits of each chunk of rows, which share one buffer, and the chunk's rows of hidden. */
 function forEachChunk(
   call: Lowering<RowLoss>,
@@ -101,8 +107,7 @@ function forEachChunk(
   f: (logits: View, rows: View, first: number) => void,
 ): void {
   const [n, width] = hidden.shape, [classes] = weight.shape;
-  const most = Math.min(chunkBytes, call.capabilities.maxBinding) / (4 * Math.max(1, classes));
-  const size = Math.min(n, Math.max(4, 2 ** Math.floor(Math.log2(Math.max(1, most)))));
+  const size = chunkRows(call, n, classes);
   const buffer = call.temporary([size, classes], "f32"), shared = sharing(call);
   for (let first = 0; first < n; first += size) {
     const rows = Math.min(size, n - first);
@@ -130,10 +135,18 @@ export function lowerLinearCrossEntropy(call: Lowering<RowLoss>): void {
   );
 }
 
-/** Both gradients from a chunk's dlogits; those of packed types with odd rows are summed in f32 and cast at the end. */
-function gradients(call: Lowering<unknown>, dhidden: View, dweight: View) {
-  const odd = isPacked(dhidden.dtype) && dhidden.shape[1] % 2 === 1;
-  const [dh, dw] = [dhidden, dweight].map((y) => odd ? call.temporary(y.shape, "f32") : y);
+/**
+ * Both gradients from a chunk's dlogits. Those of packed types with odd rows are made in f32 and cast at the end. So is a
+ * dweight of packed type that several chunks are summed in, while its f32 sum takes no more than a chunk of logits does.
+ * A larger one is rounded after each chunk: at [4096, 1024] → 128256 in bf16, 16 roundings in place of one. In f32 that
+ * sum would take 525 MB, and going by blocks of classes instead of rows a fourth product.
+ */
+function gradients(call: Lowering<RowLoss>, dhidden: View, dweight: View) {
+  const packed = isPacked(dhidden.dtype), odd = packed && dhidden.shape[1] % 2 === 1;
+  const summed = packed && chunkRows(call, dhidden.shape[0], dweight.shape[0]) < dhidden.shape[0] &&
+    4 * sizeOf(dweight.shape) <= chunkBytes;
+  const dh = odd ? call.temporary(dhidden.shape, "f32") : dhidden;
+  const dw = odd || summed ? call.temporary(dweight.shape, "f32") : dweight;
   if (dhidden.shape[0] === 0) { // no product would write dweight
     const n = Math.ceil(sizeOf(dw.shape) * storageBytes(dw.dtype) / 16);
     call.dispatch(fill(dw.dtype), [dw], { n, bits: 0 }, gridFor(n, call.capabilities.maxWorkgroups));
@@ -145,7 +158,7 @@ function gradients(call: Lowering<unknown>, dhidden: View, dweight: View) {
       multiply(shared, dlogits, rows, { transposeA: true, transposeB: false }, dw, { accumulate: first > 0 });
     },
     end(): void {
-      if (odd) [[dh, dhidden], [dw, dweight]].forEach(([from, to]) => copy(call, from, to));
+      for (const [from, to] of [[dh, dhidden], [dw, dweight]]) if (from !== to) copy(call, from, to);
     },
   };
 }

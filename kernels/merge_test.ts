@@ -44,7 +44,8 @@ Deno.test("dispatches of one kernel that do not wait for each other become one, 
   const merged = merge(others.map((b) => run(a, b)), limits);
   assert.deepEqual(sizes(merged), [4, 3]);
   assert.deepEqual(merged[0].buffers.map(({ id }) => id), [0, 0, 0, 0, 1, 2, 3, 4]);
-  assert.deepEqual([merged[0].workgroups, merged[0].uniforms, merged[0].label.bytes], [[4, 1, 1], [1, 2, 3, 4], 32]);
+  assert.deepEqual([merged[0].workgroups, merged[0].label.bytes], [[4, 1, 1], 32]);
+  assert.deepEqual(merged[0].uniforms, [1, 2, 3, 4].flatMap((end) => [end, 1, 1])); // and one along x and y
 });
 
 Deno.test("what reads a result, or replaces what is still to be read, stays behind", () => {
@@ -52,16 +53,18 @@ Deno.test("what reads a result, or replaces what is still to be read, stays behi
   assert.deepEqual(sizes(merge([run(a, b), run(b, c), run(c, d)], limits)), [1, 1, 1]);
   assert.deepEqual(sizes(merge([run(a, b), run(c, a)], limits)), [1, 1]);
   assert.deepEqual(sizes(merge([run(a, b), run(c, b)], limits)), [1, 1]);
-  // The third joins the first, before the second, which has nothing to do with it.
+  // The third joins the first, before the second, which has nothing to do with it; or the first the third.
   assert.deepEqual(sizes(merge([run(a, b), run(b, c), run(a, d)], limits)), [2, 1]);
+  const other = kernel("merge_test_before", { reads: { x: "f32" }, writes: { y: "f32" } }, () => mergeable);
+  assert.deepEqual(sizes(merge([run(a, b), run(a, c, other), run(c, d)], limits)), [1, 2]);
 });
 
 Deno.test("large dispatches, and kernels of another form, stay as they are", () => {
   const [a, b, c] = [0, 1, 2].map((id) => buffer(id));
-  const large = [buffer(3, 2 ** 24), buffer(4, 2 ** 24)];
+  const large = [3, 4, 5, 6].map((id) => buffer(id, 2 ** 24));
   const other = kernel("merge_test_other", { reads: { x: "f32" }, writes: { y: "f32" } }, () => entry);
   assert.deepEqual(sizes(merge([run(a, b, copies, 2000), run(a, c, copies, 2000)], limits)), [1, 1]);
-  assert.deepEqual(sizes(merge(large.map((y) => run(a, y)), limits)), [1, 1]);
+  assert.deepEqual(sizes(merge([run(large[0], large[1]), run(large[2], large[3])], limits)), [1, 1]);
   assert.deepEqual(sizes(merge([run(a, b, other), run(a, c, other)], limits)), [1, 1]);
 });
 
@@ -84,7 +87,8 @@ fn first(i: u32) -> f32 { return x[i].x + f32(u.n); }
 }`);
   const { body, reads, writes, uniforms } = mergedKernel(one, 2);
   assert.deepEqual([reads, writes], [["x_at0", "x_at1"], ["y_at0", "y_at1"]]);
-  assert.deepEqual(uniforms.map(([id]) => id), ["merged_end_at0", "n_at0", "merged_end_at1", "n_at1"]);
+  const own = ["merged_end", "merged_x", "merged_y", "n"];
+  assert.deepEqual(uniforms.map(([id]) => id), [0, 1].flatMap((i) => own.map((id) => `${id}_at${i}`)));
   for (
     const [text, times] of [["fn twice(", 1], ["var<workgroup> w", 1], ["fn first_at1(", 1], ["x_at1[i].x", 1]] as const
   ) {
