@@ -97,7 +97,7 @@ export async function* generate(
   }
   if (signal?.aborted) return;
 
-  const texts = rows.map(() => new RowText(tokenizer, stopTexts));
+  const texts = rows.map((row) => new RowText(tokenizer, stopTexts, row));
   const finished = rows.map(() => false);
   /** The step that the tokens at one place make. */
   const stepOf = (drawn: (b: number) => number, last: boolean): GenerateStep => {

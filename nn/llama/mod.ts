@@ -10,6 +10,14 @@ export type { ForwardOptions, LlamaParams, LossOptions } from "./model.ts";
 export type { PromptOptions } from "./prompt.ts";
 export type { SamplingOptions } from "./sample.ts";
 export { streamDecoder } from "./text.ts";
-export type { ChatOptions, DecodeOptions, EncodeOptions, Message, StreamDecoder, Tokenizer } from "./text.ts";
+export type {
+  ChatOptions,
+  DecodeOptions,
+  EncodeOptions,
+  Message,
+  StreamDecoder,
+  StreamOptions,
+  Tokenizer,
+} from "./text.ts";
 export { load, save } from "./weights.ts";
 export type { LlamaModel, LoadedLlama, LoadOptions, SaveOptions } from "./weights.ts";

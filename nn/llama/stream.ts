@@ -8,9 +8,12 @@ export class RowText {
   /** Text that may be the beginning of a stop string. */
   #held = "";
 
-  /** @param tokenizer none gives no text */
-  constructor(tokenizer: Pick<Tokenizer, "decode"> | undefined, stops: readonly string[]) {
-    this.#decoder = tokenizer === undefined ? null : streamDecoder(tokenizer);
+  /**
+   * The text after a prompt.
+   * @param tokenizer none gives no text
+   */
+  constructor(tokenizer: Pick<Tokenizer, "decode"> | undefined, stops: readonly string[], prompt?: readonly number[]) {
+    this.#decoder = tokenizer === undefined ? null : streamDecoder(tokenizer, { after: prompt });
     this.#stops = stops;
   }
 

@@ -86,6 +86,12 @@ export interface StreamDecoder {
   end(): string;
 }
 
+/** Options of {@linkcode streamDecoder}. */
+export interface StreamOptions extends DecodeOptions {
+  /** Ids that the stream goes on from, whose text is not given again: some tokenizers drop a space before the first. */
+  readonly after?: readonly number[];
+}
+
 /** Tokens that may wait for the end of a character: more than any character has. */
 const longestWait = 16;
 
@@ -102,11 +108,12 @@ const longestWait = 16;
  */
 export function streamDecoder(
   tokenizer: Pick<Tokenizer, "decode">,
-  { skipSpecialTokens = true }: DecodeOptions = {},
+  { skipSpecialTokens = true, after = [] }: StreamOptions = {},
 ): StreamDecoder {
   // The tokens given out last and those after them: a decoder may treat the first token otherwise than the rest.
-  let window: number[] = [], context = 0, given = "";
+  let window = after.slice(-longestWait), context = window.length;
   const text = () => window.length === 0 ? "" : tokenizer.decode(window, { skipSpecialTokens });
+  let given = text().replace(/\uFFFD+$/, "");
   const next = (id: number): string => {
     window.push(id);
     const now = text(), sure = now.replace(/\uFFFD+$/, ""); // a U+FFFD at the end may be a character's beginning

@@ -65,6 +65,15 @@ Deno.test("a stream can begin again after its end", () => {
   assert.deepEqual([stream.push(ids), stream.end()], ["é", ""]);
 });
 
+Deno.test("a stream goes on from a prompt, whose text it does not give again", () => {
+  const ids = [...new TextEncoder().encode("🐋 whale")];
+  for (let at = 0; at < ids.length; at++) {
+    const stream = streamDecoder(bytes, { after: ids.slice(0, at) });
+    const out = ids.slice(at).map((id) => stream.push([id])).join("") + stream.end();
+    assert.equal(out, at < 4 ? "🐋 whale" : " whale".slice(at - 4)); // half a character in the prompt comes whole
+  }
+});
+
 Deno.test("missingTokenizer() refuses every call with the reason", () => {
   const none = missingTokenizer("model has no tokenizer.json");
   for (const f of [() => none.encode("a"), () => none.decode([1]), () => none.applyChatTemplate([])]) {

@@ -75,6 +75,61 @@ property("a stream of any ids gives the text of them all", [
   assert.equal(text, llamaA.decode(ids, { skipSpecialTokens: true }));
 });
 
+/** A tokenizer as Llama 1 and 2 have it: spaces as ▁, one before the text, and bytes for characters that it lacks. */
+function sentencePiece(): ReturnType<typeof tokenizer> {
+  const bytes = Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, "0")}>`);
+  const pieces = ["<unk>", "<s>", "</s>", ...bytes, "▁", ..."abcdehilmrstw.", "▁w", "ha", "le", "▁wha", "▁whale"];
+  const special = ["<unk>", "<s>", "</s>"].map((content, id) => ({ id, content, special: true, normalized: false }));
+  return tokenizer({
+    "tokenizer.json": JSON.stringify({
+      added_tokens: special,
+      normalizer: {
+        type: "Sequence",
+        normalizers: [
+          { type: "Prepend", prepend: "▁" },
+          { type: "Replace", pattern: { String: " " }, content: "▁" },
+        ],
+      },
+      post_processor: {
+        type: "TemplateProcessing",
+        single: [{ SpecialToken: { id: "<s>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+        pair: [],
+        special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } },
+      },
+      decoder: {
+        type: "Sequence",
+        decoders: [
+          { type: "Replace", pattern: { String: "▁" }, content: " " },
+          { type: "ByteFallback" },
+          { type: "Fuse" },
+          { type: "Strip", content: " ", start: 1, stop: 0 },
+        ],
+      },
+      model: {
+        type: "BPE",
+        unk_token: "<unk>",
+        fuse_unk: true,
+        byte_fallback: true,
+        vocab: Object.fromEntries(pieces.map((piece, i) => [piece, i])),
+        merges: [["▁", "w"], ["h", "a"], ["l", "e"], ["▁w", "ha"], ["▁wha", "le"]],
+      },
+    }),
+  });
+}
+
+property("tokenizers of the first Llamas: text comes back, at once and as a stream", [
+  array(elementOf("a", " ", "whale", " whale", "é", "🐋", "中文", ".", "the "), { maxLength: 10 }),
+], (parts) => {
+  const made = sentencePiece(), text = parts.join(""), ids = made.encode(text);
+  assert.equal(ids[0], 1);
+  assert.equal(made.decode(ids, { skipSpecialTokens: true }), text);
+  for (let at = 1; at <= ids.length; at++) {
+    const stream = streamDecoder(made, { after: ids.slice(0, at) });
+    const before = made.decode(ids.slice(0, at), { skipSpecialTokens: true }).replace(/\uFFFD+$/, "");
+    assert.equal(before + ids.slice(at).map((id) => stream.push([id])).join("") + stream.end(), text);
+  }
+});
+
 Deno.test("decode() refuses what is no id, and gives no text for ids that only the model has", () => {
   assert.equal(llamaA.decode([]), "");
   assert.equal(llamaA.decode(Int32Array.of(34, 275, 75)), "Call");
