@@ -5,8 +5,8 @@
  *   x ──32 elements of a column, adjacent in memory──▶ tile ──32 elements of a row──▶ y
  *
  * Floor for the copy of a transposed [8192, 8192] f32: 0.54 GB at 4.07 TB/s = 0.132 ms.
- *   v1  each thread reads where its element lies     0.53 ms
- *   v2  tiles, padded so that columns lie apart      …          ◀ this file
+ *   v1  each thread reads where its element lies     0.53 ms on an H200, 1.0 TB/s
+ *   v2  tiles, padded so that columns lie apart      0.144, 3.7 TB/s  ◀ this file
  */
 import type { DType } from "../tensor/dtype.ts";
 import { collapse, type Layout } from "../tensor/shape.ts";

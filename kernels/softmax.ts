@@ -6,7 +6,8 @@
  * Rows of up to 8 loads a lane stay in registers and are read once; longer ones are read three times (the second and
  * third mostly from cache).
  *
- * Floor for [65536, 4096] f32: 2.1 GB at 4.07 TB/s = 0.53 ms.
+ * Floor for [65536, 4096] f32: 2.1 GB at 4.07 TB/s = 0.53 ms; for log-sum-exp of [16384, 4096] 0.066 ms, where one sweep
+ * that rescales its sum at each new maximum took 0.19 on an H200, and this 0.078.
  */
 import type { DType } from "../tensor/dtype.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
