@@ -19,7 +19,7 @@ async function bench(line: string | readonly string[]): Promise<{ code: number; 
   return { code, out, err };
 }
 
-const quick = "--backend webgpu --repeats 3 --warmup 1 --budget 0.3";
+const quick = "--backend webgpu --repeats 3 --warmup 1 --ramp 0 --budget 0.3";
 
 /** Runs a measuring command; its result, read back from its JSON through the schema. */
 async function measured(line: string): Promise<Result & { out: string }> {

@@ -113,6 +113,8 @@ async function expectWritten(digests: readonly (readonly Tensor[])[]): Promise<v
 /** How a call is to be timed. */
 export interface TimingOptions {
   readonly warmup: number;
+  /** Milliseconds of calls before the timed ones: a card lowers its clock when it idles, and takes its time to raise it. */
+  readonly ramp: number;
   /** Timed calls at most. */
   readonly repeats: number;
   /** Milliseconds for all of it, about. */
@@ -146,10 +148,11 @@ export async function timed(backend: Backend, call: () => Outputs, options: Timi
   if (backend.name === "webgpu" && backend.capabilities.timestamps) {
     const launches = (await profile(() => dispose(call()))).launches.length;
     if (launches > 0 && launches * repeats <= mostLaunches) {
-      const each = await gpuTimes(call, poison, { ...options, repeats }, launches);
+      const each = await gpuTimes(backend, call, poison, { ...options, repeats }, launches);
       return { clock: "gpu timestamps", ms: summary(each), launches };
     }
   }
+  await busy(backend, call, options.ramp);
   return { clock: "wall clock", ms: summary(await wallTimes(backend, call, poison, repeats)), launches: null };
 }
 
@@ -169,13 +172,23 @@ async function prepared(backend: Backend, call: () => Outputs): Promise<Poison> 
   return poison;
 }
 
+/** Keeps the device busy with calls for so many milliseconds. */
+async function busy(backend: Backend, call: () => Outputs, ms: number): Promise<void> {
+  const start = performance.now();
+  for (let calls = 1; performance.now() - start < ms; calls = Math.min(64, 2 * calls)) {
+    for (let i = 0; i < calls; i++) dispose(call());
+    await backend.synchronize();
+  }
+}
+
 /** Bytes that calls may hold in turn before the device is waited for: what they freed is given back only then. */
 const mostBytes = 4 * 2 ** 30;
 
 async function gpuTimes(
+  backend: Backend,
   call: () => Outputs,
   poison: Poison,
-  { repeats, warmup, peakBytes = 0 }: TimingOptions,
+  { repeats, warmup, ramp, peakBytes = 0 }: TimingOptions,
   launches: number,
 ): Promise<number[]> {
   const run = () => {
@@ -188,6 +201,7 @@ async function gpuTimes(
   const cycles = warmup + repeats,
     atOnce = Math.max(1, Math.min(cycles, Math.floor(mostBytes / Math.max(1, peakBytes))));
   const each: number[] = [];
+  await busy(backend, call, ramp);
   for (let done = 0; done < cycles; done += atOnce) {
     const now = Math.min(atOnce, cycles - done);
     const { launches: found, value: runs } = await profile(() => Array.from({ length: now }, run));
@@ -203,7 +217,7 @@ async function gpuTimes(
       each.push(found.slice(from, from + launches).reduce((ms, launch) => ms + launch.ms, 0));
     }
   }
-  return each.slice(warmup); // the card's clock rises during the first ones
+  return each.slice(warmup);
 }
 
 /** Calls are grouped until a sample takes about this long, in milliseconds: waiting for the device costs a part of one. */

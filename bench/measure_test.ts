@@ -4,7 +4,7 @@ import { PoisonedError, summary, tensorsOf, timed, timedByWall } from "./measure
 import { normal } from "./plan.ts";
 
 const backend = await init({ backend: "webgpu" });
-const options = { warmup: 1, repeats: 3, budget: 1000 };
+const options = { warmup: 1, ramp: 0, repeats: 3, budget: 1000 };
 
 /** Writes every element of y but the last, which keeps what was in the buffer before. */
 const unwrittenKernel = kernel("bench_unwritten", {

@@ -61,6 +61,8 @@ export interface Settings {
   readonly backend: typeof backends[number];
   readonly provider: typeof providers[number];
   readonly warmup: number;
+  /** Milliseconds of calls before the timed ones. */
+  readonly ramp: number;
   readonly repeats: number;
   readonly seed: number;
   /** Seconds that one figure may take. */
@@ -97,6 +99,12 @@ export function measures<Name extends string>(name: Name, description: string, d
     .addOption(new Option("--backend <name>", "where to run").choices(backends).default("auto" as const))
     .addOption(new Option("--provider <name>", "whose WebGPU").choices(providers).default("deno" as const))
     .option("--warmup <n>", "calls that are not counted, after the one that compiles", whole(0, 1000), 3)
+    .option(
+      "--ramp <ms>",
+      "milliseconds of calls before the timed ones, for the card's clock to rise",
+      whole(0, 60_000),
+      200,
+    )
     .option("--repeats <n>", "calls that are timed, at most", whole(1, 10_000), defaults.repeats ?? 30)
     .option("--seed <n>", "of the random inputs", whole(0, 2 ** 32 - 1), 0)
     .option("--budget <s>", "seconds that one figure may take", above(0, 3600), 10)

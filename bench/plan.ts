@@ -125,14 +125,14 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
     : await plan.measure(context);
   rows.push(...await plan.more?.(context) ?? []);
   if (plan.order !== undefined) rows.sort(plan.order);
-  const { warmup, repeats, seed, budget } = plan.settings;
+  const { warmup, ramp, repeats, seed, budget } = plan.settings;
   return {
     format: "flashtape-bench/1",
     command: plan.command,
     arguments: [...plan.arguments],
     date: new Date().toISOString(),
     ...describe(backend, plan.settings.provider),
-    settings: { warmup, repeats, seed, budget },
+    settings: { warmup, ramp, repeats, seed, budget },
     rows,
   };
 }

@@ -66,7 +66,13 @@ export const ResultSchema = z.strictObject({
     matrixUnits: z.boolean(),
     maxBinding: z.number(),
   }),
-  settings: z.strictObject({ warmup: z.number(), repeats: z.number(), seed: z.number(), budget: z.number() }),
+  settings: z.strictObject({
+    warmup: z.number(),
+    ramp: z.number(),
+    repeats: z.number(),
+    seed: z.number(),
+    budget: z.number(),
+  }),
   rows: z.array(RowSchema),
 });
 /** A run of one command. */

@@ -17,7 +17,7 @@ const result: Result = {
     ...{ name: "a, card", backend: "webgpu", provider: "deno", timestamps: true, f16: true, subgroups: 32 },
     ...{ matrixUnits: false, maxBinding: 2 ** 31 - 4 },
   },
-  settings: { warmup: 1, repeats: 2, seed: 0, budget: 1 },
+  settings: { warmup: 1, ramp: 0, repeats: 2, seed: 0, budget: 1 },
   rows: [
     { ...emptyRow("one", { causal: true, n: 3 }), clock: "gpu timestamps", ms: summary([1, 2]), flops: 2e9 },
     { ...emptyRow("two", { n: 4 }), skipped: { reason: "too large", predictedBytes: 2 ** 40 } },

@@ -39,7 +39,7 @@ const sections: readonly Section[] = [
     name: "blocks",
     title: "Block sizes",
     line:
-      "sweep attention --batch 4 --nheads 12 --seqlen 2048 --causal --no-grad --algorithm v1,v2 --block-size 32,64,128,256,512",
+      "sweep attention --batch 4 --nheads 12 --seqlen 2048 --causal --no-grad --algorithm v1,v2 --block-size 64,128,256,512",
     quick: "sweep attention --batch 1 --nheads 1 --seqlen 32 --no-grad --algorithm v1,v2 --block-size 16,32",
     text:
       "The published block algorithms op by op. A larger block is fewer, larger products, and more memory for its scores.",
@@ -69,7 +69,7 @@ const sections: readonly Section[] = [
   {
     name: "peers",
     title: "Other libraries",
-    line: "peers --sizes 4096 --seqlens 512,2048,4096",
+    line: "peers --sizes 4096 --seqlens 2048,4096",
     quick: "peers --only flashtape,jax --work forward --dtypes f32 --seqlens 16 --batch 1 --nheads 1 --headdim 8",
     text: "Each in a process of its own; a row is there only if its result was right.",
   },
@@ -84,6 +84,7 @@ export function reports({ planOf, execute, io, run }: Tools) {
   )
     .option("--save-dir <dir>", "where page, charts and JSON go", "out/bench/report")
     .option("--from <dir>", "write the page again from the JSON files of an earlier report, measure nothing")
+    .option("--no-plots", "leave out the charts")
     .option("--quick", "tiny sizes: whether it works, not how fast")
     .option("--only <list>", `some of ${names.join(",")}`)
     .option("--flags <flags>", "flags for each of the commands, such as '--provider dawn --budget 2'", "")
@@ -92,12 +93,13 @@ export function reports({ planOf, execute, io, run }: Tools) {
   interface Options {
     readonly saveDir: string;
     readonly from?: string;
+    readonly plots: boolean;
     readonly quick?: true;
     readonly only?: string;
     readonly flags: string;
   }
 
-  async function reportAll({ saveDir, from, quick, only, flags }: Options): Promise<number> {
+  async function reportAll({ saveDir, from, plots, quick, only, flags }: Options): Promise<number> {
     const chosen = only?.split(",") ?? names, wrong = chosen.find((name) => !names.includes(name));
     if (wrong !== undefined) throw new UsageError(`--only: '${wrong}' is invalid. Allowed: ${names.join(", ")}`);
     expectWritable("--save-dir", join(saveDir, "results.md"));
@@ -112,16 +114,15 @@ export function reports({ planOf, execute, io, run }: Tools) {
         ? plan === null ? await sweepOf(args, { planOf, execute }) : await execute({ ...plan, writes: [] })
         : read(join(from, `${section.name}.json`));
       latest = result;
-      files[join(saveDir, `${section.name}.json`)] = toJson(result);
-      for (const [file, content] of Object.entries(await plan?.files?.(result) ?? {})) {
+      writeAll({ [join(saveDir, `${section.name}.json`)]: toJson(result) }); // at once: a long run may be ended
+      for (const [file, content] of Object.entries(plots ? await plan?.files?.(result) ?? {} : {})) {
         if (/\.(png|svg)$/.test(file)) files[join(saveDir, file.replace(/^.*[\\/]/, ""))] = content;
       }
-      const pictures = (section.pictures ?? []).map((name) =>
-        `\n![${section.title}: ${name}](benchmark_${name}.png)\n`
-      );
+      const pictures = plots ? section.pictures ?? [] : [];
+      const shown = pictures.map((name) => `\n![${section.title}: ${name}](benchmark_${name}.png)\n`);
       const text = plan === null ? reportSweep(result) : plan.report(result);
       parts.push(
-        `## ${section.title}\n\n${section.text}\n${pictures.join("")}\n\`\`\`text\n$ deno task bench ` +
+        `## ${section.title}\n\n${section.text}\n${shown.join("")}\n\`\`\`text\n$ deno task bench ` +
           `${result.arguments.join(" ")}\n\n${text}\n\`\`\`\n`,
       );
     }

@@ -35,7 +35,7 @@ function casesOf(sizes: SuiteSizes, backend: Backend): Case[] {
   const { maxSeqLen, batchSize, embedDim, numHeads, kvHeads, causal, dtype, blockSize, grad, seed } = sizes;
   const shared = { batch: batchSize, heads: numHeads, headDim: embedDim / numHeads, causal, dtype, blockSize, seed };
   const both: Pass[] = grad ? ["forward", "backward"] : ["forward"];
-  // Those that need most memory come last: what they leave behind has been seen to halve the speed of others.
+  // Those that need most memory come last: a card that is short of it is no place to measure the others.
   const kinds: (Pick<AttentionCall, "algorithm" | "kvHeads"> & { readonly passes: readonly Pass[] })[] = [
     { algorithm: "flash", kvHeads: numHeads, passes: both },
     ...kvHeads < numHeads ? [{ algorithm: "flash", kvHeads, passes: both } as const] : [],
