@@ -71,8 +71,11 @@ const entryForm = /^@compute\s+@workgroup_size\(([^)]*)\)\s*fn main\(([^]*?)\)\s
 const passedOn = ["local_invocation_index", "local_invocation_id", "subgroup_invocation_id", "subgroup_size"];
 
 /** Takes a kernel apart, or null when it is not of the form that can be merged. */
-function takeApart({ body, reads, writes }: Kernel): Parts | null {
-  const items = declarations(body.replaceAll(/\/\/.*$/gm, ""));
+function takeApart({ body, reads, writes, uniforms }: Kernel): Parts | null {
+  const text = body.replaceAll(/\/\/.*$/gm, ""), items = declarations(text);
+  // Where u is something else than the uniform block, renaming its fields would go wrong.
+  const fields = uniforms.map(([id]) => `.${id}`);
+  for (const [, field] of text.matchAll(/(?<![.\w])u(?!\w)(\.\w+)?/g)) if (!fields.includes(field)) return null;
   const entry = items.map((item) => entryForm.exec(item)).find((match) => match !== null);
   if (entry === undefined) return null;
   const [, size, list, main] = entry;

@@ -62,10 +62,12 @@ Deno.test("what reads a result, or replaces what is still to be read, stays behi
 Deno.test("large dispatches, and kernels of another form, stay as they are", () => {
   const [a, b, c] = [0, 1, 2].map((id) => buffer(id));
   const large = [3, 4, 5, 6].map((id) => buffer(id, 2 ** 24));
-  const other = kernel("merge_test_other", { reads: { x: "f32" }, writes: { y: "f32" } }, () => entry);
+  const shape = { reads: { x: "f32" }, writes: { y: "f32" } } as const;
+  const other = kernel("merge_test_other", shape, () => entry);
+  const named = kernel("merge_test_u", shape, () => mergeable.replace("{}", "{ let u = vec2f(1.0); y[0] = u.x; }"));
   assert.deepEqual(sizes(merge([run(a, b, copies, 2000), run(a, c, copies, 2000)], limits)), [1, 1]);
   assert.deepEqual(sizes(merge([run(large[0], large[1]), run(large[2], large[3])], limits)), [1, 1]);
-  assert.deepEqual(sizes(merge([run(a, b, other), run(a, c, other)], limits)), [1, 1]);
+  for (const one of [other, named]) assert.deepEqual(sizes(merge([run(a, b, one), run(a, c, one)], limits)), [1, 1]);
 });
 
 Deno.test("a merged kernel has copies of what touches bindings, and one of what does not", () => {
