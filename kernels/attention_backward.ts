@@ -50,6 +50,7 @@ import {
   writerFunctions,
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
+import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
 import { pickParts } from "./attention_parts.ts";
 import { fewRows, rowsPerGroup } from "./attention_rows.ts";
 import {
@@ -61,7 +62,7 @@ import {
   keyRow,
 } from "./attention_options.ts";
 import { mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
-import { each } from "./kernel.ts";
+import { each, type Feature } from "./kernel.ts";
 import { mathFunctions } from "./math.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel depends on. */
@@ -115,8 +116,10 @@ export function nameOf(kind: string, params: AttentionBackwardParams): string {
 }
 
 /** What both kernels read. */
-export function interfaceOf({ q, k, v, dOut, features }: AttentionBackwardParams) {
+export function interfaceOf({ tile, q, k, v, dOut, features }: AttentionBackwardParams) {
+  const requires: readonly Feature[] = tile.lanes ? ["subgroups"] : [];
   return {
+    requires,
     reads: {
       q: operandType(q),
       k: operandType(k),
@@ -246,7 +249,7 @@ export function pickAttentionBackward(
     }
     throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
   };
-  const { keys, queries } = backwardTiles(capabilities, shape, features.window);
+  const { keys, queries } = backwardTiles(capabilities, shape, features, careful);
   return {
     keys: choose(keys, batch * kvHeads, [seqlenK, seqlenQ], false),
     queries: choose(queries, batch * heads, [seqlenQ, seqlenK], dBias),
@@ -257,7 +260,8 @@ export function pickAttentionBackward(
 function backwardTiles(
   { subgroupSize }: AttentionCapabilities,
   { batch, heads, seqlenQ, seqlenK, headDim, valueDim }: AttentionShape,
-  window: boolean,
+  { window, dropout }: AttentionFeatures,
+  careful: boolean,
 ): { keys: AttentionTile[]; queries: AttentionTile[] } {
   const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
     tx,
@@ -268,9 +272,11 @@ function backwardTiles(
   });
   const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
-  if (subgroupSize > 0 && subgroupSize < 16) { // a software adapter: the large text takes seconds to compile
-    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128 ? [tile(8, 16, 8, 8, 8)] : [];
-    return { keys: [...worth, ...last], queries: [...worth, ...last] };
+  if (isSoftware(subgroupSize)) { // a large text takes seconds to compile
+    const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128;
+    const large = dim <= lanesMost && !dropout && !careful ? lanesTile(subgroupSize) : tile(8, 16, 8, 8, 8);
+    const tiles = worth ? [large, ...last] : last;
+    return { keys: tiles, queries: tiles };
   }
   const best = dim <= 64
     ? { keys: [tile(16, 8, 8, 4)], queries: [seqlenQ > 64 && !window ? tile(8, 16, 8, 8) : tile(16, 8, 8, 4)] }

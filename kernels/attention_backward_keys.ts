@@ -1,5 +1,5 @@
 /** The kernel of attention's backward that owns keys; attention_backward.ts says how it goes with the others. */
-import { denseOperand, operandType, outsOf } from "./attention_common.ts";
+import { type AttentionTile, denseOperand, operandType, outsOf } from "./attention_common.ts";
 import {
   type AttentionBackwardParams,
   interfaceOf,
@@ -20,6 +20,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { ownRows } from "./attention_lanes.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
@@ -110,18 +111,14 @@ function keysBody(params: AttentionBackwardParams): string {
   ${zeros("y", outsV)}
   for (var h = g * u.group; h < (g + 1u) * u.group; h++) {
     ${locateHead(features)}
+    ${ownRows(tile, k)}
+    ${ownRows(tile, v)}
     for (var q0 = walkFrom; q0 < walkTo; q0 += ${queryTile}u) {
       ${clear("var g")}
       ${clear("var s")}
       ${dotProduct(tile, "g", v, dOut, careful)}
       ${dotProduct(tile, "s", k, scaled, careful)}
-      ${
-    each(columns, (c) =>
-      `let stats${c} = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), rowStats[lseAt + min(${query(c)}, sq - 1u)], ${
-        query(c)
-      } < sq);`)
-      .join("\n")
-  }
+      ${stats(tile, query)}
       let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
       ${drops}
       ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
@@ -141,4 +138,13 @@ function keysBody(params: AttentionBackwardParams): string {
     )
   }
 }`;
+}
+
+/** Declares `stats` of every column's query. */
+function stats(tile: AttentionTile, query: (c: number) => string): string {
+  const at = (i: string): string =>
+    `select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), rowStats[lseAt + min(${i}, sq - 1u)], ${i} < sq)`;
+  if (!tile.lanes) return each(tile.columns, (c) => `let stats${c} = ${at(query(c))};`).join("\n");
+  const passed = each(tile.columns, (c) => `let stats${c} = subgroupBroadcast(ownStats, ${c}u);`);
+  return [`let ownStats = ${at("(q0 + ty)")};`, ...passed].join("\n");
 }

@@ -20,6 +20,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { ownRows } from "./attention_lanes.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
@@ -99,6 +100,8 @@ function queriesBody(params: AttentionBackwardParams): string {
       } < sq);`
     )
   }
+  ${ownRows(tile, scaled)}
+  ${ownRows(tile, dOut)}
   for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
     ${clear("var g")}
     ${clear("var s")}

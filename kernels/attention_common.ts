@@ -38,6 +38,8 @@ export interface AttentionTile {
   readonly columns: number;
   /** Length of one chunk of the common axis: 8, 16 or 32. */
   readonly depth: number;
+  /** Rows belong to single lanes and nothing passes through workgroup memory: see attention_lanes.ts. */
+  readonly lanes?: boolean;
 }
 
 /** The options whose code a kernel contains; what they are set to comes through uniforms and storage. */
@@ -123,7 +125,8 @@ export function featuresName(features: AttentionFeatures): string {
 }
 
 /** Part of a kernel's name: the tile. */
-export function tileName({ tx, ty, rows, columns, depth }: AttentionTile): string {
+export function tileName({ tx, ty, rows, columns, depth, lanes }: AttentionTile): string {
+  if (lanes) return `${ty * rows}x${columns}_lanes`;
   return `${ty * rows}x${tx * columns}_t${ty}x${tx}_k${depth}`;
 }
 

@@ -68,6 +68,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { isSoftware, lanesMost, lanesTile, ownRows } from "./attention_lanes.ts";
 import { pickParts } from "./attention_parts.ts";
 import {
   columnOf,
@@ -199,6 +200,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${
     perRow((r) => `var m${r} = ${floor}; var l${r} = 0.0f; ${each(outs, (e) => `var o${r}_${e} = vec4f();`).join(" ")}`)
   }
+  ${ownRows(tile, queries)}
   for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
     ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
     ${dotProduct(tile, "s", queries, keysOf("k", headDim))}
@@ -300,7 +302,7 @@ export function pickAttentionForward(
     v: operandOf(storage.v, valueDim, at.v),
     lastFirst: features.window,
   };
-  for (const tile of forwardTiles(capabilities, shape)) {
+  for (const tile of forwardTiles(capabilities, shape, features)) {
     const { tx, ty, rows, columns } = tile, workgroups = batch * heads * Math.ceil(seqlenQ / (ty * rows));
     const parts = features.lengths === "varlen"
       ? 1
@@ -321,7 +323,8 @@ export function pickAttentionForward(
 /** Tiles to try, best first; few workgroups are spread over smaller tiles. */
 function forwardTiles(
   { subgroupSize }: AttentionCapabilities,
-  { batch, heads, seqlenQ, seqlenK, valueDim }: AttentionShape,
+  { batch, heads, seqlenQ, seqlenK, headDim, valueDim }: AttentionShape,
+  { dropout }: AttentionFeatures,
 ): AttentionTile[] {
   const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
     tx,
@@ -332,9 +335,10 @@ function forwardTiles(
   });
   const many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
-  if (subgroupSize > 0 && subgroupSize < 16 && valueDim <= 128) { // a software adapter: the large text takes a second to compile
+  if (isSoftware(subgroupSize) && valueDim <= 128) { // a large text takes a second to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
-    return [...(worth ? [tile(8, 16, 8, 8, 8)] : []), tile(8, 8, 4, 4, 8), last];
+    const large = Math.max(headDim, valueDim) <= lanesMost && !dropout ? lanesTile(subgroupSize) : tile(8, 16, 8, 8, 8);
+    return [...(worth ? [large] : []), tile(8, 8, 4, 4, 8), last];
   }
   if (valueDim <= 96) return [...(seqlenQ > 64 ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
   if (valueDim <= 192) {

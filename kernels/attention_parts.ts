@@ -9,6 +9,7 @@
  * result is the same, its time a little off.
  */
 import { type AttentionCapabilities, type AttentionTile, threads } from "./attention_common.ts";
+import { isSoftware } from "./attention_lanes.ts";
 
 const processors = 132;
 /** What a part costs beside its share of the walk: its results are written and read once more. */
@@ -37,7 +38,7 @@ export function pickParts(
   walk: number,
   even: boolean,
 ): number {
-  if (subgroupSize > 0 && subgroupSize < 16) return 1; // a software adapter has few processors
+  if (isSoftware(subgroupSize)) return 1; // a software adapter has few processors
   const waves = workgroups / (processors * together(tile)), limit = Math.min(most, Math.max(1, Math.floor(walk)));
   if (!even) return Math.min(limit, Math.max(1, Math.ceil(enoughWaves / waves)));
   let best = 1, least = Infinity;

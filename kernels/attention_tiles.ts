@@ -15,16 +15,19 @@
  * common axis, so that the stores of neighbouring threads fall into different banks.
  */
 import { type AttentionTile, threads } from "./attention_common.ts";
+import { lanesDot, lanesMix } from "./attention_lanes.ts";
 import { each } from "./kernel.ts";
 
 /** Bytes of workgroup memory: both sides of a chunk, and what reduces rows without subgroups. */
 export function workgroupBytes(tile: AttentionTile, outs: number, scratch: boolean): number {
   const { tx, ty, rows, depth } = tile;
+  if (tile.lanes) return 0;
   return depth * (rows / 4 * ty + quadsOf(tile, outs) * tx) * 16 + (scratch ? threads(tile) * rows * 4 : 0);
 }
 
 /** Declares the workgroup memory of the products. */
 export function tileMemory(tile: AttentionTile, outs: number): string {
+  if (tile.lanes) return "";
   const { tx, ty, rows, depth } = tile;
   const side = (name: string, quads: number, lanes: number): string =>
     `var<workgroup> ${name}: array<array<array<array<vec4f, ${lanes}>, ${quads}>, 4>, ${depth / 4}>;`;
@@ -36,12 +39,14 @@ function quadsOf({ columns }: AttentionTile, outs: number): number {
 }
 
 /** The tile's row that is row `r` of a thread. */
-export function rowOf({ ty }: AttentionTile, r: number): string {
+export function rowOf({ ty, lanes }: AttentionTile, r: number): string {
+  if (lanes) return `(ty + ${r * ty}u)`;
   return `(4u * ty + ${(r >> 2) * 4 * ty + (r & 3)}u)`;
 }
 
 /** The tile's column that is column `c` of a thread. */
-export function columnOf({ tx }: AttentionTile, c: number): string {
+export function columnOf({ tx, lanes }: AttentionTile, c: number): string {
+  if (lanes) return `${c}u`;
   return `(4u * tx + ${(c >> 2) * 4 * tx + (c & 3)}u)`;
 }
 
@@ -149,6 +154,7 @@ function walk(count: string, staged: readonly Staged[], before: string, multiply
  * @param careful eight products at a time are added up before they join the sum, as `rowProduct` does it for one score
  */
 export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, careful = false): string {
+  if (tile.lanes) return lanesDot(tile, s, a, b);
   const { tx, ty, rows, columns, depth } = tile, to = careful ? "eight" : s;
   const perScore = (f: (id: string) => string): string[] =>
     each(rows, (r) => each(columns, (n) => f(`${r}_${n}`)).join(" "));
@@ -202,6 +208,7 @@ export function mixProduct(
   o: string,
   count: string,
 ): string {
+  if (tile.lanes) return lanesMix(tile, p, b, o);
   const { tx, ty, rows, columns, depth } = tile, k4 = depth / 4;
   const scores = each(columns / 4, (group) => {
     const at = `(tx + ${group * tx}u)`, d4 = `(${at} % ${k4}u)`;
