@@ -297,6 +297,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   attentionBackward: refuse("flashAttention", "has no second derivative: take it through naiveAttention, which has"),
   cacheAppend: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
   cacheAttention: refuse("flashAttentionWithKvCache", "has no derivative: use flashAttention"),
+  decodeAttention: refuse("decodeAttention", "has no derivative: use flashAttention"),
   rotaryAppend: refuse("rotaryAppend", "has no derivative: use rotaryEmbedding"),
   dropoutMask: null,
 };

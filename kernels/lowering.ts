@@ -59,3 +59,21 @@ export function copy(call: Pick<Lowering<unknown>, "dispatch" | "capabilities">,
   if (turned !== null) return call.dispatch(turn(x.dtype), [x, y], turned.uniforms, turned.workgroups);
   elementwise(call, "cast", castExpression, [x], y);
 }
+
+/** A call of another op as a part of this one. */
+export function partCall<P>(
+  call: Lowering<unknown>,
+  inputs: readonly View[],
+  outputs: readonly View[],
+  params: P,
+): Lowering<P> {
+  return {
+    inputs,
+    outputs,
+    params,
+    capabilities: call.capabilities,
+    dispatch: (...args) => call.dispatch(...args),
+    temporary: (...args) => call.temporary(...args),
+    dense: (...args) => call.dense(...args),
+  };
+}

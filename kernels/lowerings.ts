@@ -6,6 +6,7 @@ import type { OpName, ParamsOfName } from "../tensor/ops.ts";
 import type { ReduceParams } from "../tensor/reduce.ts";
 import { type Layout, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { lowerCacheAppend, lowerCacheAttention } from "./attention_cache_lowering.ts";
+import { lowerDecodeAttention } from "./decode_attention.ts";
 import { lowerDropoutMask } from "./attention_dropout.ts";
 import { lowerAttention, lowerAttentionBackward } from "./attention_lowering.ts";
 import { definedLowering } from "./defined.ts";
@@ -221,6 +222,7 @@ export const lowerings: { readonly [N in OpName]: Lower<ParamsOfName<N>> } = {
   cacheAppend: lowerCacheAppend,
   cacheAttention: lowerCacheAttention,
   rotaryAppend: lowerRotaryAppend,
+  decodeAttention: lowerDecodeAttention,
   dropoutMask: lowerDropoutMask,
   // matmul
   matmul: lowerMatmul,

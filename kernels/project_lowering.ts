@@ -3,7 +3,7 @@ import { projectInputs, type ProjectParams } from "../tensor/project.ts";
 import { type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { expressions, gridFor, locateValues } from "./elementwise.ts";
 import { lowerSwiglu } from "./gated.ts";
-import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
+import { copy, elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
 import { multiply } from "./matmul_lowering.ts";
 import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
@@ -67,7 +67,7 @@ function many(
     const scale = temporary(norm.shape);
     copy(call, norm, scale);
     x = temporary(given.shape);
-    lowerRmsNorm(partOf(call, [scale, given], [x, temporary([rows])], { eps: eps! }));
+    lowerRmsNorm(partCall(call, [scale, given], [x, temporary([rows])], { eps: eps! }));
   }
   const product = (w: View, to: View, accumulate = false) =>
     multiply(call, x, w.strides[1] === 1 ? w : call.dense(w), { transposeA: false, transposeB: true }, to, {
@@ -83,7 +83,7 @@ function many(
     return one;
   });
   const whole = residual === undefined ? y : temporary(y.shape);
-  if (gated) lowerSwiglu(partOf(call, products, [whole], {}));
+  if (gated) lowerSwiglu(partCall(call, products, [whole], {}));
   else {
     let column = 0;
     for (const one of products) {
@@ -94,17 +94,4 @@ function many(
     }
   }
   if (residual !== undefined) elementwise(call, "add", expressions.add, [whole, matrix(call.dense(residual))], y);
-}
-
-/** A call of another op as a part of this one. */
-function partOf<P>(call: Lowering<unknown>, inputs: readonly View[], outputs: readonly View[], params: P): Lowering<P> {
-  return {
-    inputs,
-    outputs,
-    params,
-    capabilities: call.capabilities,
-    dispatch: (...args) => call.dispatch(...args),
-    temporary: (...args) => call.temporary(...args),
-    dense: (...args) => call.dense(...args),
-  };
 }

@@ -4,7 +4,8 @@ import { type AttentionCache, cacheAttentionOp } from "../tensor/attention_cache
 import { naiveAttention } from "../tensor/attention_eager.ts";
 import { tensorsOf } from "../tensor/attention_options.ts";
 import { arange, tensor } from "../tensor/create.ts";
-import { add, cast, greaterEqual, lessEqual, logicalAnd } from "../tensor/elementwise.ts";
+import { add, cast, greaterEqual, lessEqual, logicalAnd, maximum, sub } from "../tensor/elementwise.ts";
+import { decodeAttention } from "../tensor/decode_attention.ts";
 import { ShapeError, show, ValueError } from "../tensor/errors.ts";
 import { take } from "../tensor/gather.ts";
 import { concat, expandDims, pad, reshape, slice } from "../tensor/movement.ts";
@@ -155,9 +156,15 @@ export function normedAttention(
       const lengths = typeof past === "number"
         ? tensor(new Int32Array(batch).fill(past), { backend: x.backend })
         : past;
-      const each = positions?.rank === 1 ? concat(Array(batch).fill(expandDims(positions, 0)), { axis: 0 }) : positions;
-      const turn = { heads, cos: rotary!.cos, sin: rotary!.sin, lengths, positions: each, blockTable: table };
-      const { q, cache: next } = rotaryAppend(project(x, weights, { norm }), seen, turn);
+      const qkv = project(x, weights, { norm }), { cos, sin } = rotary!;
+      const where = { heads, cos, sin, lengths, blockTable: table }, { leftpad } = cache;
+      if (length === 1 && positions === undefined && mask === undefined && options.causal !== false) {
+        const { out, cache: next } = decodeAttention(qkv, seen, { ...where, leftpad });
+        return { out: reshape(out, [batch, 1, heads * size]), cache: next };
+      }
+      const places = positions ?? (leftpad && positionsIn(cache, batch, length, x));
+      const each = places?.rank === 1 ? concat(Array(batch).fill(expandDims(places, 0)), { axis: 0 }) : places;
+      const { q, cache: next } = rotaryAppend(qkv, seen, { ...where, positions: each });
       const out = overCache(q, next, lengths, length, options, mask);
       return { out: reshape(out, [batch, length, heads * size]), cache: next };
     }
@@ -171,13 +178,18 @@ export function normedAttention(
 /** Queries and keys at their positions. */
 function turned(q: Tensor, k: Tensor, rotary: Rotary | undefined, cache: LayerCache | undefined): [Tensor, Tensor] {
   if (rotary === undefined) return [q, k];
-  const [batch, length] = q.shape, past = cache?.past ?? 0, at = { dtype: "i32", backend: q.backend } as const;
-  const positions = rotary.positions ??
-    (typeof past === "number"
-      ? arange(past, past + length, at)
-      : add(reshape(past, [batch, 1]), reshape(arange(0, length, at), [1, length])));
+  const positions = rotary.positions ?? positionsIn(cache, q.shape[0], q.shape[1], q);
   const [a, b] = rotaryEmbedding([q, k], rotary.cos, rotary.sin, { positions });
   return [a, b];
+}
+
+/** Where new tokens stand behind what a cache has, padding not counted: i32 `[S]` or `[B, S]`. */
+function positionsIn(cache: LayerCache | undefined, batch: number, length: number, { backend }: Tensor): Tensor {
+  const { past = 0, leftpad } = cache ?? {},
+    row = (from: number) => arange(from, from + length, { dtype: "i32", backend });
+  if (typeof past === "number" && leftpad === undefined) return row(past);
+  const own = typeof past === "number" ? row(past) : add(reshape(past, [batch, 1]), row(0)); // [S] or [B, S]
+  return leftpad === undefined ? own : maximum(sub(own, reshape(leftpad, [batch, 1])), 0);
 }
 
 /** A layer's cache with more room. */

@@ -78,7 +78,7 @@ function runsFused(
     layers.every(({ weight, bias }) => bias === undefined && weight.rank === 2 && weight.dtype === type);
 }
 
-/** The same in ops that have no derivative: few tokens stream the weights, each once, in seven dispatches. */
+/** The same in ops that have no derivative: few tokens stream the weights, each once; a step of decoding is five dispatches. */
 function fusedBlock(
   { attention, attentionNorm, mlp, mlpNorm }: TransformerBlockParams,
   x: Tensor,

@@ -3,6 +3,7 @@ import * as attention from "./attention.ts";
 import * as cache from "./attention_cache.ts";
 import { dropoutMaskOp } from "./attention_dropout.ts";
 import * as create from "./create.ts";
+import { decodeAttentionOp } from "./decode_attention.ts";
 import * as e from "./elementwise.ts";
 import * as gated from "./gated.ts";
 import * as gather from "./gather.ts";
@@ -121,6 +122,7 @@ export const ops = {
   cacheAppend: cache.cacheAppendOp,
   cacheAttention: cache.cacheAttentionOp,
   rotaryAppend: rotaryAppendOp,
+  decodeAttention: decodeAttentionOp,
   dropoutMask: dropoutMaskOp,
 } as const;
 

@@ -9,6 +9,7 @@ import type { Tensor } from "../../tensor/tensor.ts";
 import type { AttentionAlgorithm } from "../attention.ts";
 import { dimensions } from "./config.ts";
 import { advance, begin, type Decoding, roundedCapacity } from "./decode.ts";
+import type { LlamaParams } from "./model.ts";
 import { type PromptOptions, promptRows } from "./prompt.ts";
 import { endsOf, samplingOf, type SamplingOptions } from "./sample.ts";
 import { RowText } from "./stream.ts";
@@ -41,7 +42,10 @@ export interface GenerateStep {
 }
 
 /** How long the device should be busy between two reads, in milliseconds, and the most tokens of that. */
-const busy = 20, mostTokens = 32;
+const busy = 33, mostTokens = 32;
+
+/** Milliseconds that a step of a model took lately, so that its next text need not find out anew. */
+const paces = new WeakMap<LlamaParams, number>();
 
 /**
  * Continues a prompt.
@@ -118,7 +122,7 @@ export async function* generate(
     stops: tensor(Int32Array.from(stops), { backend }),
   }));
   let state: Decoding | undefined;
-  let queued = 0, taken = 0, chunk = 1, since = performance.now();
+  let queued = 0, taken = 0, chunk = 1, since = performance.now(), turn = since;
   /** Queues the next tokens, as many as keep the device busy for a while. */
   const queueMore = () => {
     for (const end = Math.min(limit, queued + chunk); queued < end; queued++) {
@@ -136,7 +140,9 @@ export async function* generate(
       if (waits) queueMore();
       const drawn = await reading, now = performance.now();
       // The first tokens tell nothing: kernels are being compiled.
-      if (taken > 1) chunk = Math.max(1, Math.min(mostTokens, 4 * chunk, Math.round(busy * count / (now - since))));
+      if (taken > 1) paces.set(params, (now - since) / count);
+      const pace = paces.get(params);
+      if (pace !== undefined) chunk = Math.max(1, Math.min(mostTokens, Math.round(busy / pace)));
       since = now;
       const steps: GenerateStep[] = [];
       for (let i = 0; i < count && !(i > 0 && finished.every((x) => x)); i++) {
@@ -150,7 +156,10 @@ export async function* generate(
         if (signal?.aborted) return;
       }
       if (over) return;
-      if (!waits) await new Promise((resolve) => setTimeout(resolve, 0)); // signals and other work take their turn
+      if (!waits && performance.now() - turn > 10) { // signals and other work take their turn
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        turn = performance.now();
+      }
       if (signal?.aborted) return;
     }
   } finally {

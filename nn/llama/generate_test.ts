@@ -67,11 +67,10 @@ const small = {
   tie_word_embeddings: true,
 };
 /** A model that says many different things. */
-const made = (more: Partial<LlamaModel> = {}): LlamaModel => ({
-  config: small,
-  params: init(key(5, { backend: getBackend() }), small),
-  ...more,
-});
+function made(more: Partial<LlamaModel> = {}): LlamaModel {
+  using seed = key(5);
+  return { config: small, params: init(seed, small), ...more };
+}
 
 async function all(model: LlamaModel, options: GenerateOptions): Promise<{ tokens: number[][]; text: string[] }> {
   const tokens: number[][] = [], text: string[] = [];

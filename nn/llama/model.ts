@@ -1,11 +1,11 @@
 /** The Llama family: pure functions over parameters under the names that checkpoints use. */
 import { checkpoint as checkpointed } from "../../autograd/grad.ts";
 import type { Backend } from "../../tensor/backend.ts";
-import { arange, ones } from "../../tensor/create.ts";
+import { ones } from "../../tensor/create.ts";
 import type { DType } from "../../tensor/dtype.ts";
 import { add, cast, maximum, sub } from "../../tensor/elementwise.ts";
 import { LimitError, ShapeError, show, UnsupportedError, ValueError } from "../../tensor/errors.ts";
-import { expandDims, reshape, slice } from "../../tensor/movement.ts";
+import { expandDims, slice } from "../../tensor/movement.ts";
 import { listening } from "../../tensor/op.ts";
 import { project } from "../../tensor/project.ts";
 import { foldIn } from "../../tensor/random.ts";
@@ -277,16 +277,8 @@ function placesOf(
   attentionMask: Tensor | undefined,
   positions: Tensor | undefined,
 ): { positions: Tensor | undefined; mask: Tensor | undefined } {
-  const [batch, length] = ids.shape, { backend } = ids;
-  const row = (from: number, to: number) => arange(from, to, { dtype: "i32", backend });
-  if (attentionMask === undefined) {
-    if (positions !== undefined || (leftpad === undefined && typeof past !== "number")) {
-      return { positions, mask: undefined };
-    }
-    if (leftpad === undefined) return { positions: row(past as number, past as number + length), mask: undefined };
-    const own = typeof past === "number" ? row(past, past + length) : add(reshape(past, [batch, 1]), row(0, length));
-    return { positions: maximum(sub(own, reshape(leftpad, [batch, 1])), 0), mask: undefined };
-  }
+  const [batch, length] = ids.shape;
+  if (attentionMask === undefined) return { positions, mask: undefined };
   if (typeof past !== "number" || leftpad !== undefined) {
     throw new UnsupportedError(
       "llama",

@@ -1,7 +1,8 @@
 /** Samples of the ops that run a decoder: projections with what stands around them, and the way into the cache. */
-import type { DType } from "../../tensor/dtype.ts";
+import { type DType, hostArray, roundTo } from "../../tensor/dtype.ts";
 import { DTypeError, IndexError, ShapeError, ValueError } from "../../tensor/errors.ts";
-import { dense, type NdArray } from "../../tensor/op.ts";
+import { decodeAttention, decodeAttentionInputs, type DecodeAttentionParams } from "../../tensor/decode_attention.ts";
+import { dense, type NdArray, ndarray } from "../../tensor/op.ts";
 import { project, projectInputs, type ProjectOptions, type ProjectParams } from "../../tensor/project.ts";
 import {
   rotaryAppend,
@@ -133,11 +134,83 @@ const naiveAppend: Naive<RotaryAppendParams> = (inputs, params, k, v, q) => {
   );
 };
 
+/** Few, since each is a kernel: sizes that it takes, and 12, for which it is two; a split one has more keys than a part. */
+const decodeBuilds = [
+  { cache: "f32", size: 16, group: 2, padded: false, paged: false, split: false },
+  { cache: "bf16", size: 64, group: 1, padded: true, paged: false, split: false },
+  { cache: "f16", size: 8, group: 3, padded: false, paged: true, split: false },
+  { cache: "bf16", size: 12, group: 2, padded: true, paged: true, split: false },
+  { cache: "f16", size: 8, group: 1, padded: false, paged: false, split: true },
+  { cache: "f32", size: 16, group: 2, padded: true, paged: true, split: true },
+] as const;
+
+const decodeCalls = (held: readonly DType[]) =>
+  compose((draw) => {
+    const { cache, padded, paged, size, group, split } =
+      decodeBuilds[draw(integer(0, 11)) < 11 ? draw(integer(0, 3)) : draw(integer(4, 5))];
+    const wide = draw(typeOf(held, ["f32", "f32", "f64"])),
+      batch = split ? 1 : draw(integer(1, 2)),
+      kvHeads = split ? 1 : draw(integer(1, 2));
+    const heads = kvHeads * group, page = paged ? 8 : split ? 1030 : draw(integer(1, 24));
+    const pages = paged ? split ? 130 : draw(integer(1, 4)) : 1, room = page * pages;
+    const kv = [...(paged ? [batch * pages, page] : [batch, room]), kvHeads, size];
+    const table = Array.from({ length: batch * pages }, (_, i) => (i * 7 + 3) % (batch * pages));
+    const apart = table.every((block, i) => table.indexOf(block) === i); // or else in order
+    return callOf([
+      draw(arbInput(kv, cache, finite)),
+      draw(arbInput(kv, cache, finite)),
+      draw(arbInput([batch, 1, (heads + 2 * kvHeads) * size], wide, finite)),
+      draw(arbInput([room + 2, size / 2], wide, { range: [-1, 1], specials: [0] })),
+      draw(arbInput([room + 2, size / 2], wide, { range: [-1, 1], specials: [0] })),
+      draw(whole([batch], -1, room + 1)),
+      ...(padded ? [draw(whole([batch], 0, room))] : []),
+      ...(paged ? [draw(given(apart ? table : [...table.keys()], [batch, pages], "i32"))] : []),
+    ], { heads, padded, paged });
+  });
+
+const naiveDecode = (sum: Sum): Naive<DecodeAttentionParams> => (inputs, params, k, v, out) => {
+  const { lengths, leftpad, blockTable: table } = decodeAttentionInputs(inputs, params),
+    [batch, , heads, size] = out.shape;
+  const q = ndarray({ shape: out.shape, dtype: "f32" }), n = dense(lengths).data, pads = leftpad && dense(leftpad).data;
+  const positions = ndarray({ shape: [batch, 1], dtype: "i32" });
+  positions.data.set(Array.from(n, (length, b) => Math.max(0, length - (pads?.[b] ?? 0))));
+  const rest = table ? [table] : [];
+  naiveAppend([...inputs.slice(0, 6), positions, ...rest], { ...params, positioned: true }, k, v, q);
+  const [, page, kvHeads] = k.shape, pages = table?.shape[1] ?? 1, blocks = table && dense(table).data;
+  const keep = (x: NdArray) => { // what a cache of 16 bits gives back
+    const data = hostArray(x.dtype, x.data.length);
+    data.set(x.data);
+    roundTo(x.dtype, data);
+    return data;
+  };
+  const [keys, values] = [keep(k), keep(v)];
+  for (let b = 0; b < batch; b++) {
+    const seen = Array.from({ length: Math.max(0, Math.min(n[b] + 1, page * pages)) }, (_, j) => j)
+      .slice(Math.max(0, pads?.[b] ?? 0));
+    for (let h = 0; h < heads; h++) {
+      const at = (j: number) => {
+        const row = blocks ? blocks[b * pages + Math.floor(j / page)] * page + j % page : b * page + j;
+        return (row * kvHeads + Math.floor(h * kvHeads / heads)) * size;
+      };
+      const own = (b * heads + h) * size;
+      const scores = seen.map((j) =>
+        f(sum(Array.from({ length: size }, (_, i) => f(q.data[own + i] * keys[at(j) + i]))) * f(1 / Math.sqrt(size)))
+      );
+      const top = Math.max(...scores), odds = scores.map((s) => f(Math.exp(f(s - top)))), total = sum(odds);
+      for (let i = 0; i < size; i++) {
+        out.data[own + i] = seen.length === 0 ? 0 : f(sum(odds.map((p, n) => f(p * values[at(seen[n]) + i]))) / total);
+      }
+    }
+  }
+};
+
 const cached = (dtype: DType = "f32") => [plain([1, 5, 1, 4], dtype), plain([1, 5, 1, 4], dtype)] as const;
 const tables = [plain([9, 2]), plain([9, 2])] as const;
 const append = (k: Tensor, v: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor) =>
   rotaryAppend(qkv, { k, v }, { heads: 2, cos, sin, lengths });
 const at = (n: number) => given([n], [1], "i32");
+const decode = (k: Tensor, v: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, lengths: Tensor, leftpad?: Tensor) =>
+  decodeAttention(qkv, { k, v }, { heads: 2, cos, sin, lengths, leftpad });
 
 /** Samples of the ops that run a decoder. */
 export const decoding = {
@@ -195,4 +268,23 @@ export const decoding = {
       refuse(IndexError, [...cached(), plain([1, 1, 16]), ...tables, at(-1)], append),
     ),
   } satisfies Sample<RotaryAppendParams>,
+  decodeAttention: {
+    leavesZeros: true,
+    roundsBetween: true,
+    calls: decodeCalls,
+    accuracy: { kind: "worst", naive: naiveSums.map(naiveDecode) },
+    smooth: null,
+    refused: oneOf(
+      refuse(ShapeError, [...cached(), plain([1, 2, 16]), ...tables, at(0)], decode),
+      refuse(ShapeError, [...cached(), plain([1, 1, 15]), ...tables, at(0)], decode),
+      refuse(ShapeError, [...cached(), plain([1, 1, 16]), ...tables, at(0), given([0, 0], [2], "i32")], decode),
+      refuse(DTypeError, [...cached(), plain([1, 1, 16]), ...tables, at(0), plain([1])], decode),
+      refuse(IndexError, [...cached(), plain([1, 1, 16]), ...tables, at(5)], decode),
+      refuse(
+        ShapeError,
+        [plain([1, 5, 2, 4]), plain([1, 5, 2, 4]), plain([1, 1, 28]), ...tables, at(0)],
+        (k, v, qkv, cos, sin, lengths) => decodeAttention(qkv, { k, v }, { heads: 3, cos, sin, lengths }),
+      ),
+    ),
+  } satisfies Sample<DecodeAttentionParams>,
 };
