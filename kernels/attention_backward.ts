@@ -243,7 +243,16 @@ export function pickAttentionBackward(
   ): AttentionBackwardParams => {
     for (const tile of tiles) {
       const { tx, ty, rows, columns } = tile, workgroups = groups * Math.ceil(own / (ty * rows));
-      const parts = dense ? pickParts(capabilities, tile, workgroups, walked / (tx * columns), !features.window) : 1;
+      const parts = dense
+        ? pickParts(
+          capabilities,
+          tile,
+          workgroups,
+          walked / (tx * columns),
+          !features.window,
+          Math.max(headDim, valueDim) > 64,
+        )
+        : 1;
       const params = { ...common, tile, parts, grad: parts > 1 ? "f32" : storage.grad, dBias };
       if (fits(capabilities, tile, attentionBackwardMemory(params))) return params;
     }

@@ -57,6 +57,7 @@ import {
   locateKeys,
   locateScores,
   locateSeed,
+  pageOf,
   scoreText,
   visible,
 } from "./attention_options.ts";
@@ -188,6 +189,8 @@ function body(params: AttentionDecodeParams): string {
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
   const perKey = (f: (n: number) => string): string => each(unroll, f).join("\n");
   const cells = (f: (r: number, n: number) => string): string => perRow((r) => each(unroll, (n) => f(r, n)).join(" "));
+  // A step's pages are looked up while the step before loads its keys.
+  const pages = (f: (n: number) => string): string => features.paged ? perKey(f) : "";
   const key = (n: number): string => `(k0 + ${n * groups}u + ty)`;
   const score = (r: number, n: number): string => `s${r}_${n}`;
   const zeroed = features.leftpad, atOnce = rowsAtOnce(params);
@@ -245,15 +248,30 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${keyRange(features, "q0", rows, step)}
   let share = (max(keyTo, keyFrom) - keyFrom + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;
   let end = min(keyTo, keyFrom + (part + 1u) * share);
-  for (var k0 = keyFrom + part * share; k0 < end; k0 += ${step}u) {
+  let start = keyFrom + part * share;
+  ${pages((n) => `var page${n} = ${pageOf(`min(start + ${n * groups}u + ty, sk - 1u)`)};`)}
+  for (var k0 = start; k0 < end; k0 += ${step}u) {
     ${perKey((n) => `let j${n} = min(${key(n)}, sk - 1u);`)}
-    ${perKey((n) => loadPieces(params, "k", k, headDim, keyRow(features, "k", `j${n}`), `k${n}_`, keyPieces).join(" "))}
     ${
     perKey((n) =>
-      loadPieces(params, "v", v, valueDim, keyRow(features, "v", `j${n}`), zeroed ? `w${n}_` : `v${n}_`, valuePieces)
+      loadPieces(params, "k", k, headDim, keyRow(features, "k", `j${n}`, `page${n}`), `k${n}_`, keyPieces).join(" ")
+    )
+  }
+    ${
+    perKey((n) =>
+      loadPieces(
+        params,
+        "v",
+        v,
+        valueDim,
+        keyRow(features, "v", `j${n}`, `page${n}`),
+        zeroed ? `w${n}_` : `v${n}_`,
+        valuePieces,
+      )
         .join(" ")
     )
   }
+    ${pages((n) => `page${n} = ${pageOf(`min(${key(n)} + ${step}u, sk - 1u)`)};`)}
     ${
     zeroed
       ? perKey((n) =>

@@ -191,11 +191,15 @@ export function locateScores({ alibi, bias, mask }: AttentionFeatures, h: string
   ].filter((line) => line !== "").join("\n");
 }
 
-/** Where key `j`'s row of operand `name` (k or v) starts. */
-export function keyRow(features: AttentionFeatures, name: "k" | "v", j: string): string {
+/** The page that holds key `j`. */
+export function pageOf(j: string): string {
+  return `u32(pages[b * u.pagesRow + (${j}) / u.pageSize])`;
+}
+
+/** Where key `j`'s row of operand `name` (k or v) starts; with pages, in `page`. */
+export function keyRow(features: AttentionFeatures, name: "k" | "v", j: string, page = pageOf(j)): string {
   if (!features.paged) return `${name}Base + (${j}) * u.${name}Seq`;
-  return `${name}Base + u32(pages[b * u.pagesRow + (${j}) / u.pageSize]) * u.${name}Batch + ` +
-    `((${j}) % u.pageSize) * u.${name}Seq`;
+  return `${name}Base + ${page} * u.${name}Batch + ((${j}) % u.pageSize) * u.${name}Seq`;
 }
 
 /** True when the options change every score, not only those at a tile's edge. */

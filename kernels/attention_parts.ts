@@ -30,6 +30,7 @@ function together(tile: AttentionTile): number {
  * @param workgroups of the kernel without parts
  * @param walk tiles that the longest walk passes
  * @param even whether all walks are as long; otherwise, as with causal, the longest start first
+ * @param long whether rows are so long that fewer workgroups run together, and the last ones to end weigh more
  */
 export function pickParts(
   { subgroupSize }: AttentionCapabilities,
@@ -37,10 +38,12 @@ export function pickParts(
   workgroups: number,
   walk: number,
   even: boolean,
+  long = false,
 ): number {
   if (isSoftware(subgroupSize)) return 1; // a software adapter has few processors
-  const waves = workgroups / (processors * together(tile)), limit = Math.min(most, Math.max(1, Math.floor(walk)));
-  if (!even) return Math.min(limit, Math.max(1, Math.ceil(enoughWaves / waves)));
+  const room = long ? Math.min(2, together(tile)) : together(tile), waves = workgroups / (processors * room);
+  const limit = Math.min(most, Math.max(1, Math.floor(walk)));
+  if (!even) return Math.min(limit, Math.max(1, Math.ceil((long ? 2 : 1) * enoughWaves / waves)));
   let best = 1, least = Infinity;
   for (let parts = 1; parts <= limit && (parts === 1 || workgroups * parts <= plenty); parts++) {
     const time = Math.ceil(waves * parts) / parts * (1 + costOfPart * parts);
