@@ -102,6 +102,9 @@ export interface LlamaDimensions {
   readonly frequencies: ArrayLike<number>;
 }
 
+/** Far more than any head has: what a config claims beyond it is not worth a table of frequencies. */
+const maxHeadDim = 2 ** 16;
+
 const known = new WeakMap<LlamaConfig, LlamaDimensions>();
 
 /**
@@ -126,6 +129,9 @@ export function dimensions(config: LlamaConfig): LlamaDimensions {
   }
   if (headDim % 2 !== 0) {
     throw new FormatError("llama", `config: head_dim ${headDim} is odd, which rotary halves cannot be`);
+  }
+  if (headDim > maxHeadDim) {
+    throw new FormatError("llama", `config: head_dim is ${headDim}, no head has more than ${maxHeadDim}`);
   }
   if ((config.quantization_config ?? null) !== null) {
     throw new UnsupportedError("llama", "config: has a quantization_config: this model reads plain weights");

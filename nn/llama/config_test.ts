@@ -40,6 +40,7 @@ Deno.test("dimensions() names the field that is wrong", () => {
   refused({ num_hidden_layers: undefined }, /num_hidden_layers is undefined/);
   refused({ num_key_value_heads: 3 }, /3 key\/value heads do not divide 4/);
   refused({ hidden_size: 30 }, /head_dim is 7\.5/);
+  refused({ head_dim: 2 ** 40 }, /head_dim is 1099511627776, no head has more than 65536/);
   refused({ head_dim: 7 }, /head_dim 7 is odd/);
   refused({ rms_norm_eps: -1 }, /rms_norm_eps is -1/);
   refused({ hidden_act: "gelu" }, /hidden_act is "gelu", this model has "silu"/);

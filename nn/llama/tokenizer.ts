@@ -46,6 +46,14 @@ export function tokenizer(
   const special = specialTokens({ ...read("special_tokens_map.json"), ...config }, encoder);
   const size = encoder.get_vocab().size, limit = Math.max(size, vocabulary ?? 0);
   const templates = new Map<string, Template>();
+  /** The package trusts its files: what it trips over is a fault of theirs. */
+  const guarded = <T>(f: () => T): T => {
+    try {
+      return f();
+    } catch (cause) {
+      throw new FormatError(op, `${name}/tokenizer.json: ${messageOf(cause)}`, { cause });
+    }
+  };
   const sources = templateSources(files, config, name);
 
   return {
@@ -54,7 +62,11 @@ export function tokenizer(
     hasChatTemplate: sources.size > 0,
     encode(text: string, { addSpecialTokens = true }: EncodeOptions = {}): number[] {
       if (typeof text !== "string") throw new ValueError("encode", `text is a string, got ${typeof text}`);
-      return encoder.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+      const { ids } = guarded(() => encoder.encode(text, { add_special_tokens: addSpecialTokens }));
+      if (!ids.every(Number.isInteger)) {
+        throw new FormatError("encode", `${name}: the tokenizer has no id for a part of the text`);
+      }
+      return ids;
     },
     decode(ids: Iterable<number>, { skipSpecialTokens = false }: DecodeOptions = {}): string {
       const known: number[] = [];
@@ -68,7 +80,7 @@ export function tokenizer(
       }
       if (known.length === 0) return "";
       // The clean-up of spaces was made for tokenizers that lose them; for these it would take some that were there.
-      return encoder.decode(known, { clean_up_tokenization_spaces: false });
+      return guarded(() => encoder.decode(known, { clean_up_tokenization_spaces: false }));
     },
     applyChatTemplate(messages: readonly Message[], options: ChatOptions = {}): string {
       checkMessages(messages);
