@@ -54,7 +54,7 @@ async function tryLoading(files: readonly File[]): Promise<void> {
     tokenizer.decode(tokenizer.encode("Call me <|eot_id|> 🐋"));
     tokenizer.applyChatTemplate([{ role: "user", content: "x" }]);
   } catch (error) {
-    assert(error instanceof FlashtapeError, error instanceof Error ? error.stack : String(error));
+    assert(error instanceof FlashtapeError, String(error instanceof Error ? error.stack : error));
     assert(error.message.length < 4000, `a message of ${error.message.length} characters`);
   }
   assert(cpu().memory().current <= before, "left tensors behind");
