@@ -83,7 +83,9 @@ function keysBody(params: AttentionBackwardParams): string {
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${scoreText(features, s, query(c), key(r))} ` +
           `let e = ${
             power(params)
-          }(${s} - stats${c}.x - stats${c}.z); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y)${slope}; }`;
+          }(${s} - stats${c}.x - stats${c}.z); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y${
+            careful ? ` + stats${c}.w` : ""
+          })${slope}; }`;
       }).join("\n")
     }
     if (edge) {

@@ -64,9 +64,9 @@ function queriesBody(params: AttentionBackwardParams): string {
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
         return `{ ${scoreText(features, s, query(r), key(c))} ` +
-          `let ds = ${
-            power(params)
-          }(${s} - stats${r}.x - stats${r}.z) * (dp.${x}${seen} - stats${r}.y); ${bias} ${s} = ds${slope}; }`;
+          `let ds = ${power(params)}(${s} - stats${r}.x - stats${r}.z) * (dp.${x}${seen} - stats${r}.y${
+            careful ? ` + stats${r}.w` : ""
+          }); ${bias} ${s} = ds${slope}; }`;
       }).join("\n")
     }
     if (edge) {

@@ -264,13 +264,8 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);
   if (picked.queries.careful) {
-    const { q, k, features } = picked.queries;
-    dispatchNamed(
-      call,
-      attentionBackwardNorms({ headDim, q, k, features, sinks: found.sinks !== undefined }),
-      views,
-      plan.norms,
-    );
+    const norms = { ...picked.queries, sinks: found.sinks !== undefined };
+    dispatchNamed(call, attentionBackwardNorms(norms), views, plan.norms);
   }
   const flops = attentionFlops(shape, settings.window);
   const part = (y: View, parts: number): View => parts === 1 ? y : call.temporary([parts, ...y.shape], "f32");

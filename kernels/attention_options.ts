@@ -148,28 +148,27 @@ export function locateBatch(features: AttentionFeatures): string {
 }
 
 /** Declares where the keys and values of key head `g` lie, after `locateBatch`: `kBase` and `vBase`, in units of a load. */
-export function locateKeys({ lengths, paged, cacheIndex }: AttentionFeatures, operands = keysAndValues): string {
+export function locateKeys({ lengths, paged, cacheIndex }: AttentionFeatures): string {
   const base = (name: "k" | "v", step: string): string =>
     `let ${name}Base = u.${name}Offset + ${step} + g * u.${name}Head;`;
-  if (lengths === "varlen") return operands.map((x) => base(x, `keyRow * u.${x}Seq`)).join("\n");
+  if (lengths === "varlen") return ["k", "v"].map((x) => base(x as "k" | "v", `keyRow * u.${x}Seq`)).join("\n");
   return [
     `let cacheRow = ${paged ? "0u" : cacheIndex ? "u32(cacheIndex[b])" : "b"};`,
-    ...operands.map((x) => base(x, `cacheRow * u.${x}Batch`)),
+    base("k", "cacheRow * u.kBatch"),
+    base("v", "cacheRow * u.vBatch"),
   ].join("\n");
 }
-
-const keysAndValues: readonly ("k" | "v")[] = ["k", "v"];
 
 /**
  * Declares where query head `h` with key head `g` lies, after `locateBatch`: `qBase` and what `locateKeys` does, `lseAt`
  * of the row's statistics, and what the features need for a head.
  */
-export function locateHead(features: AttentionFeatures, operands = keysAndValues): string {
+export function locateHead(features: AttentionFeatures): string {
   return [
     ...(features.lengths === "varlen"
       ? ["let qBase = u.qOffset + outRow * u.qSeq + h * u.qHead; let lseAt = h * u.sq + outRow;"]
       : ["let qBase = u.qOffset + b * u.qBatch + h * u.qHead; let lseAt = (b * u.heads + h) * u.sq;"]),
-    locateKeys(features, operands),
+    locateKeys(features),
     locateScores(features, "h", ""),
     locateSeed(features),
   ].filter((line) => line !== "").join("\n");

@@ -17,6 +17,7 @@ import {
 } from "./attention_common.ts";
 import { mathFunctions } from "./math.ts";
 import {
+  dropoutText,
   featureFields,
   featureFunctions,
   featureReads,
@@ -45,7 +46,7 @@ export interface AttentionRowsParams {
 
 /**
  * The rows kernel: from out and dOut, dense [B, Sq, H, Dv], lse and dLse, [B, H, Sq], to rowStats, vec4f [B, H, Sq]:
- * (high part of lse·log₂e, D, its low part, 0), and 10³⁰ for the lse of a row that sees no key, so that its every p is 0.
+ * (high part of lse·log₂e, D, its low part, 0; with `careful` D lacks −dLSE, which is last), and 10³⁰ for the lse of a row that sees no key, so that its every p is 0.
  *
  * A rounded lse·log₂e would cost p more digits than lse itself has lost: factors of 12 bits have an exact product. D is
  * summed in the order of the products that it is subtracted from, so that a row with one key has gradient 0 exactly.
@@ -70,11 +71,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${rowProduct(valueDim, `out_at(row * ${units(out)}u, d4)`, `dOut_at(row * ${units(dOut)}u, d4)`, careful)}
   let i = row / u.heads; let h = row % u.heads;
   let at = ((i / u.sq) * u.heads + h) * u.sq + i % u.sq;
-  ${dLse ? "sum -= dLse[at];" : ""}
+  ${dLse && !careful ? "sum -= dLse[at];" : ""}
   let natural = lse[at];
   let coarse = bitcast<f32>(bitcast<u32>(natural) & 0xfffff000u);
   let low = coarse * ${Math.LOG2E - coarseLog2e}f + (natural - coarse) * ${Math.LOG2E}f;
-  rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), vec4f(coarse * ${coarseLog2e}f, sum, low, 0.0f), natural > -1e30f);
+  rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), vec4f(coarse * ${coarseLog2e}f, sum, low, ${
+    dLse && careful ? "dLse[at]" : "0.0f"
+  }), natural > -1e30f);
 }`);
 }
 
@@ -87,23 +90,35 @@ export const fewRows = 4;
 /** What the norms kernel depends on. */
 export interface AttentionNormsParams {
   readonly headDim: number;
+  readonly valueDim: number;
   readonly q: AttentionOperand;
   readonly k: AttentionOperand;
+  readonly v: AttentionOperand;
+  readonly dOut: AttentionOperand;
   readonly features: AttentionFeatures;
   readonly sinks: boolean;
 }
 
 /**
- * The norms kernel, for few queries or few keys: sums every row's p as the backward will have them, in the order of its
- * products, and moves the low part of lse until they sum to 1. A rounding of lse that all p of a row share would
- * else show in dk and dv, where no other row averages it. A workgroup a row, a lane a key.
+ * The norms kernel, for few queries or few keys, where no other row averages what all p of a row have in common: sums every
+ * row's p as the backward will have them, in the order of its products, moves the low part of lse until they sum to 1,
+ * and takes D from p and dp instead of out. A workgroup a row, a lane a key.
+ *
+ *   D = c + Σ p·(dp − c), c the dp of the row's largest p: a row with one key has dp − D = 0 exactly
  */
-export function attentionBackwardNorms({ headDim, q, k, features, sinks }: AttentionNormsParams): Kernel {
-  const name = `attention_backward_norms_d${headDim}_${operandName(q)}_${operandName(k)}${sinks ? "_sinks" : ""}` +
-    featuresName(features);
-  const all = 64;
+export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
+  const { headDim, valueDim, q, k, v, dOut, features, sinks } = params;
+  const name = `attention_backward_norms_d${headDim}x${valueDim}_${[q, k, v, dOut].map(operandName).join("_")}` +
+    (sinks ? "_sinks" : "") + featuresName(features);
   return kernel(name, {
-    reads: { q: operandType(q), k: operandType(k), ...featureReads(features), ...(sinks ? { sinks: "f32" } : {}) },
+    reads: {
+      q: operandType(q),
+      k: operandType(k),
+      v: operandType(v),
+      dOut: operandType(dOut),
+      ...featureReads(features),
+      ...(sinks ? { sinks: "f32" } : {}),
+    },
     writes: { rowStats: "vec4f" },
     uniforms: {
       sq: "u32",
@@ -113,41 +128,65 @@ export function attentionBackwardNorms({ headDim, q, k, features, sinks }: Atten
       scale: "f32",
       ...strideFields("q"),
       ...strideFields("k"),
+      ...strideFields("v"),
       ...featureFields(features),
     },
-  }, () => `
+  }, () => normsBody(params));
+}
+
+function normsBody({ headDim, valueDim, q, k, v, dOut, features, sinks }: AttentionNormsParams): string {
+  const all = 64, row = `((outRow + i) * u.heads + h) * ${dOut.vector ? valueDim / 4 : valueDim}u`;
+  const product = (name: string, size: number, a: string, b: string): string =>
+    `var ${name} = 0.0f; { var sum = 0.0f; ${rowProduct(size, a, b, true)} ${name} = sum; }`;
+  // Every key's score and gradient, then what is to be done with them where the query sees the key.
+  const eachKey = (body: string): string =>
+    `for (var j = li; j < sk; j += ${all}u) {
+    ${product("s", headDim, "q_at(qBase + i * u.qSeq, d4) * u.scale", `k_at(${keyRow(features, "k", "j")}, d4)`)}
+    ${product("dp", valueDim, `dOut_at(${row}, d4)`, `v_at(${keyRow(features, "v", "j")}, d4)`)}
+    ${features.dropout ? `{ ${dropoutText("i", "j >> 2u")} dp *= kept[j & 3u] * u.keepScale; }` : ""}
+    { ${scoreText(features, "s", "i", "j")} }
+    if (${visible(features, "i", "j")}) { ${body} }
+  }`;
+  const tree = (join: string): string =>
+    `for (var half = ${all / 2}u; half > 0u; half >>= 1u) {
+    workgroupBarrier();
+    if (li < half) { let a = parts[li]; let b = parts[li + half]; parts[li] = ${join}; }
+  }
+  workgroupBarrier();`;
+  return `
 ${operandReader("q", q, headDim)}
 ${operandReader("k", k, headDim)}
+${operandReader("v", v, valueDim)}
+${operandReader("dOut", dOut, valueDim)}
 ${featureFunctions(features)}
 ${mathFunctions("ft_exp2()")}
-var<workgroup> parts: array<f32, ${all}>;
+var<workgroup> parts: array<vec2f, ${all}>;
 @compute @workgroup_size(${all})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let i = group.x; let h = group.y; let b = group.z; let g = h / u.group;
   ${locateBatch(features)}
   if (i >= sq) { return; }
-  ${locateHead(features, ["k"])}
+  ${locateHead(features)}
   let stats = rowStats[lseAt + i];
-  var whole = 0.0f;
-  for (var j = li; j < sk; j += ${all}u) {
-    var sum = 0.0f;
-    ${rowProduct(headDim, "q_at(qBase + i * u.qSeq, d4) * u.scale", `k_at(${keyRow(features, "k", "j")}, d4)`, true)}
-    var s = sum;
-    ${scoreText(features, "s", "i", "j")}
-    if (${visible(features, "i", "j")}) { whole += ft_exp2(s - stats.x - stats.z); }
-  }
-  parts[li] = whole;
-  for (var half = ${all / 2}u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (li < half) { parts[li] += parts[li + half]; }
-  }
+  var top = vec2f(-3e38f, 0.0f);
+  ${eachKey("if (s > top.x) { top = vec2f(s, dp); }")}
+  parts[li] = top;
+  ${tree("select(a, b, b.x > a.x)")}
+  let center = parts[0].y;
+  workgroupBarrier();
+  var sums = vec2f();
+  ${eachKey("let e = ft_exp2(s - stats.x - stats.z); sums += vec2f(e, e * (dp - center));")}
+  parts[li] = sums;
+  ${tree("a + b")}
   if (li == 0u && stats.x < 1e30f) {
+    let sink = ${sinks ? "ft_exp2(sinks[h] * 1.4426950408889634f - stats.x - stats.z)" : "0.0f"};
+    let total = parts[0].x + sink; let over = total - 1.0f;
     // log₂ of what is nearly 1, where a device's own may be off by 2⁻²¹.
-    let over = parts[0]${sinks ? " + ft_exp2(sinks[h] * 1.4426950408889634f - stats.x - stats.z)" : ""} - 1.0f;
     let change = over * (1.0f - over * (0.5f - over * 0.33333333f)) * 1.4426950408889634f;
-    rowStats[lseAt + i] = vec4f(stats.xy, stats.z + select(0.0f, change, abs(over) < 0.01f), 0.0f);
+    let d = center + (parts[0].y - sink * center) / total;
+    rowStats[lseAt + i] = vec4f(stats.x, d, stats.z + select(0.0f, change, abs(over) < 0.01f), stats.w);
   }
-}`);
+}`;
 }
 
 /** The sinks kernel: from rowStats, [B, H, Sq], and sinks, f32 [H], to dsinks, f32 [H]; one workgroup a head. */
@@ -166,7 +205,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   for (var b = 0u; b < u.batch; b++) {
     for (var i = li; i < u.sq; i += ${all}u) {
       let stats = rowStats[(b * u.heads + h) * u.sq + i];
-      sum -= exp2(sink - stats.x - stats.z) * stats.y;
+      sum -= exp2(sink - stats.x - stats.z) * (stats.y - stats.w);
     }
   }
   parts[li] = sum;
