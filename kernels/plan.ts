@@ -99,7 +99,7 @@ export function planReplay(inputs: PlanInputs): Plan {
   const once = dispatches.filter(isOnce);
   const passing = (x: PooledBuffer) => inputs.made(x) && !inputs.results.has(x) && !constants.has(x);
   const fused = fuse(dispatches.filter((dispatch) => !isOnce(dispatch)), passing, inputs.limits);
-  const each = merge(fused, inputs.limits);
+  const each = merge(fused, passing, inputs.limits);
   const lives = new Map<PooledBuffer, readonly [number, number]>();
   each.forEach(({ buffers }, i) => {
     for (const buffer of buffers) {
