@@ -8,16 +8,14 @@ import {
   key,
   mul,
   naiveAttention,
-  randint,
   randn,
   scope,
   split,
   sum,
   type Tensor,
   tensor,
-  valueAndGrad,
 } from "@flashtape/flashtape";
-import { adamw, type AttentionAlgorithm, llama } from "@flashtape/flashtape/nn";
+import type { AttentionAlgorithm } from "@flashtape/flashtape/nn";
 
 /** Results by name. */
 export type Numbers = Readonly<Record<string, readonly number[]>>;
@@ -51,34 +49,6 @@ export async function halves(): Promise<Numbers> {
     const x = tensor(values, { dtype: "f16" });
     return { stored: x, doubled: cast(cast(x, "f32"), "f16") };
   }));
-}
-
-/** Losses of 20 training steps of a small Llama. */
-export async function training(algorithm: AttentionAlgorithm): Promise<Numbers> {
-  const config: llama.LlamaConfig = {
-    vocab_size: 64,
-    hidden_size: 32,
-    intermediate_size: 64,
-    num_hidden_layers: 1,
-    num_attention_heads: 2,
-    num_key_value_heads: 1,
-    tie_word_embeddings: true,
-  };
-  const optimizer = adamw({ learningRate: 1e-2 });
-  const ids = randint(key(5), [2, 24], { max: 64 });
-  let params = scope(() => llama.init(key(7), config));
-  let state = optimizer.init(params);
-  const losses: number[] = [];
-  for (let step = 0; step < 20; step++) {
-    const [loss, grads] = valueAndGrad((p: typeof params) => llama.loss(p, config, ids, ids, { attention: algorithm }))(
-      params,
-    );
-    ({ params, state } = optimizer.update(params, grads, state));
-    losses.push(await loss.item());
-    dispose(loss);
-  }
-  dispose([ids, params, state]);
-  return { losses };
 }
 
 /** What `dataSync()` does here: its numbers, or why it has none. */

@@ -80,7 +80,7 @@ const troubles: string[] = [];
 Deno.test.beforeAll(async () => {
   browser = await openBrowser();
   page = await browser.newPage();
-  page.setDefaultTimeout(60_000);
+  page.setDefaultTimeout(180_000);
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && troubles.push(message.text()));
   page.on("pageerror", (error) => troubles.push(String(error)));
 });
@@ -175,14 +175,6 @@ test("f16 storage works without shader-f16: the same bits, and attention as accu
   const reference = await inDeno(cpu(), () => checks.attention("flash", "f16"));
   const naive = await inDeno(gpu, () => checks.attention("naive", "f16"));
   assertNear(await inPage("attention", "flash", "f16"), reference, [naive], 2 ** -10);
-});
-
-test("twenty training steps in a page lose what they lose in Deno", async () => {
-  const reference = await inDeno(cpu(), () => checks.training("flash"));
-  const ours = await inDeno(gpu, async () => [await checks.training("naive"), await checks.training("flash")]);
-  const found = await inPage("training", "flash");
-  assert.ok(found.losses[19] < 0.8 * found.losses[0], found.losses.join());
-  assertNear(found, reference, ours, 2 ** -23);
 });
 
 test("the four laws hold in a page for ops of every family", async () => {
