@@ -15,8 +15,8 @@
  *   4 layers of 128, 2048 tokens       2.61 ms     2.26
  *   2 layers of 64, 512 tokens         0.80 ms     0.62
  * For 2 × 64 tokens of the first it keeps 26 MB between dispatches where 22 would do, since squares of all gradients are
- * there at once. Products of small matrices gain too (2.12 and 0.54), but their text is long, and compiling it several times over took
- * longer than they would win back in a thousand steps; those of the first model were 0.08 ms slower.
+ * there at once. Products of small matrices gain too (2.12 and 0.54), but their text is long: compiling it several times
+ * over takes longer than a thousand steps win back, and those of the first model were 0.08 ms slower.
  */
 import { each, type Kernel, kernel, type UniformType } from "./kernel.ts";
 import type { PooledBuffer } from "./memory.ts";
