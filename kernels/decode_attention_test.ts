@@ -38,8 +38,9 @@ Deno.test("pickDecodeAttention() splits long texts alone, and leaves other sizes
   const device = { subgroupSize: 32, maxInvocations: 1024 };
   const at = (capacity: number, more = {}) =>
     pickDecodeAttention(device, { size: 64, group: 4, units: 8, capacity, ...more });
-  assert.equal(at(1024)?.parts, 1);
-  assert.equal(at(32768)?.parts, 32);
+  assert.equal(at(128)?.parts, 1);
+  assert.equal(at(1024)?.parts, 8);
+  assert.equal(at(32768)?.parts, 33);
   assert.equal(at(32768, { units: 512 })?.parts, 1);
   for (const other of [{ size: 80 }, { size: 12 }, { group: 9 }]) assert.equal(at(100, other), null);
   assert.equal(

@@ -96,7 +96,7 @@ fn reached(start: u32, li: u32, top: f32, byOdds: bool, last: u32, share: f32) -
       if (code >= low && code <= last && 4u * ${i} + ${j}u < u.size) {
         let bin = (code - low) >> width;
         if (bin < 256u || digit == 0u) {
-          let odds = select(1u, u32(ft_exp(${s}[${j}] - top) * ${2 ** 28}f + 0.5f), byOdds);
+          let odds = select(1u, u32(exp(${s}[${j}] - top) * ${2 ** 28}f + 0.5f), byOdds);
           if (odds > 0u) {
             atomicAdd(&fine[min(bin, 255u)], odds & 16383u);
             if (odds > 16383u) { atomicAdd(&coarse[min(bin, 255u)], odds >> 14u); }
@@ -123,7 +123,7 @@ fn reached(start: u32, li: u32, top: f32, byOdds: bool, last: u32, share: f32) -
   return low;
 }`;
     return `${philox4x32}
-${mathFunctions("ft_exp() ft_log() ft_is_nan()")}
+${mathFunctions("ft_log() ft_is_nan()")}
 var<workgroup> values: array<f32, ${threads}>;
 var<workgroup> indices: array<u32, ${threads}>;
 fn quad(start: u32, i: u32) -> vec4f {

@@ -15,7 +15,7 @@ import { rotaryEmbedding } from "../tensor/rotary.ts";
 import { rotaryAppend } from "../tensor/rotary_append.ts";
 import { scope } from "../tensor/scope.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { appendToCache, grownCapacity, roomInCache } from "./cache.ts";
+import { appendToCache, expectRoom, grownCapacity, roomInCache } from "./cache.ts";
 import { linear, type LinearParams } from "./linear.ts";
 import { rmsNorm, type RmsNormParams } from "./norm.ts";
 
@@ -50,6 +50,8 @@ export interface LayerCache {
   readonly seen?: AttentionCache;
   /** Positions that it holds: a number, or i32 `[B]`, and then `seen` has room for what comes. */
   readonly past: number | Tensor;
+  /** `past` for the device, i32 `[B]`: made once, it serves all layers. */
+  readonly lengths?: Tensor;
   /** Positions that there is room for; more is found when they are full. */
   readonly capacity: number;
   /** Positions at the start of each row that are padding, i32 `[B]`. */
@@ -130,7 +132,7 @@ export function multiHeadAttention(
 }
 
 /** Tokens in a call up to which it is a step of decoding. */
-const fewTokens = 8;
+export const fewTokens = 8;
 
 /**
  * What stands before the last layer of attention over norm(x), in ops that have no derivative.
@@ -153,9 +155,7 @@ export function normedAttention(
     if (few && whole && cache?.seen !== undefined && cache.past !== 0 && attention !== "naive") {
       const { past, table } = cache, total = typeof past === "number" ? past + length : undefined;
       const seen = total === undefined || total <= cache.capacity ? cache.seen : grown(cache, total, batch);
-      const lengths = typeof past === "number"
-        ? tensor(new Int32Array(batch).fill(past), { backend: x.backend })
-        : past;
+      const lengths = lengthsOf(cache, batch, x);
       const qkv = project(x, weights, { norm }), { cos, sin } = rotary!;
       const where = { heads, cos, sin, lengths, blockTable: table }, { leftpad } = cache;
       if (length === 1 && positions === undefined && mask === undefined && options.causal !== false) {
@@ -184,12 +184,23 @@ function turned(q: Tensor, k: Tensor, rotary: Rotary | undefined, cache: LayerCa
 }
 
 /** Where new tokens stand behind what a cache has, padding not counted: i32 `[S]` or `[B, S]`. */
-function positionsIn(cache: LayerCache | undefined, batch: number, length: number, { backend }: Tensor): Tensor {
+export function positionsIn(
+  cache: Pick<LayerCache, "past" | "leftpad"> | undefined,
+  batch: number,
+  length: number,
+  { backend }: Tensor,
+): Tensor {
   const { past = 0, leftpad } = cache ?? {},
     row = (from: number) => arange(from, from + length, { dtype: "i32", backend });
   if (typeof past === "number" && leftpad === undefined) return row(past);
   const own = typeof past === "number" ? row(past) : add(reshape(past, [batch, 1]), row(0)); // [S] or [B, S]
   return leftpad === undefined ? own : maximum(sub(own, reshape(leftpad, [batch, 1])), 0);
+}
+
+/** How much each row's cache holds, for the device. */
+function lengthsOf({ past, lengths }: LayerCache, batch: number, { backend }: Tensor): Tensor {
+  if (typeof past !== "number") return past;
+  return lengths ?? tensor(new Int32Array(batch).fill(past), { backend });
 }
 
 /** A layer's cache with more room. */
@@ -218,9 +229,10 @@ function attend(
   const target = fits ? cache.seen! : roomInCache(cache.seen, {
     ...{ batch, capacity: room, heads: heads as [number, number], dtype: k.dtype, backend: k.backend },
   });
-  const seen = appendToCache(target, past, k, v, table);
+  const lengths = lengthsOf(cache, batch, k);
+  if (typeof past === "number") expectRoom(target, past, length, table);
+  const seen = appendToCache(target, lengths, k, v, table);
   if (past === 0) return { out: direct(q, k, v, { causal, mask: mask ?? padding(cache, length) }), seen };
-  const lengths = typeof past === "number" ? tensor(new Int32Array(batch).fill(past), { backend: q.backend }) : past;
   if (attention !== "naive") return { out: overCache(q, seen, lengths, length, options, mask), seen };
   const [keys, values] = [seen.k, seen.v].map((x) => {
     const all = table === undefined ? x : take(x, reshape(table, [table.size])); // [B·pages, page, Hk, D]

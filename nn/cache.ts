@@ -160,10 +160,7 @@ export function appendToCache(
   v: Tensor,
   table?: Tensor,
 ): AttentionCache {
-  const capacity = table === undefined ? layer.k.shape[1] : table.shape[1] * layer.k.shape[1];
-  if (typeof past === "number" && past + k.shape[1] > capacity) {
-    throw new LimitError("KvCache", `the cache holds ${capacity} positions: ${past} and ${k.shape[1]} new do not fit`);
-  }
+  if (typeof past === "number") expectRoom(layer, past, k.shape[1], table);
   return scope(() => {
     const lengths = typeof past === "number"
       ? tensor(new Int32Array(k.shape[0]).fill(past), { backend: k.backend })
@@ -173,4 +170,11 @@ export function appendToCache(
     const [kNew, vNew] = runAll(cacheAppendOp, inputs, { optional, interleaved: false });
     return { k: kNew, v: vNew };
   });
+}
+
+/** Refuses new positions that do not fit. */
+export function expectRoom({ k }: AttentionCache, past: number, added: number, table?: Tensor): void {
+  const capacity = table === undefined ? k.shape[1] : table.shape[1] * k.shape[1];
+  if (past + added <= capacity) return;
+  throw new LimitError("KvCache", `the cache holds ${capacity} positions: ${past} and ${added} new do not fit`);
 }

@@ -47,6 +47,12 @@ const busy = 33, mostTokens = 32;
 /** Milliseconds that a step of a model took lately, so that its next text need not find out anew. */
 const paces = new WeakMap<LlamaParams, number>();
 
+/** Tokens that keep the device busy for a while. */
+function paceOf(params: LlamaParams): number {
+  const pace = paces.get(params);
+  return pace === undefined ? 1 : Math.max(1, Math.min(mostTokens, Math.round(busy / pace)));
+}
+
 /**
  * Continues a prompt.
  *
@@ -122,27 +128,26 @@ export async function* generate(
     stops: tensor(Int32Array.from(stops), { backend }),
   }));
   let state: Decoding | undefined;
-  let queued = 0, taken = 0, chunk = 1, since = performance.now(), turn = since;
+  let queued = 0, taken = 0, chunk = paceOf(params), since = performance.now(), turn = since;
   /** Queues the next tokens, as many as keep the device busy for a while. */
-  const queueMore = () => {
-    for (const end = Math.min(limit, queued + chunk); queued < end; queued++) {
+  const queueMore = (count: number) => {
+    for (const end = Math.min(limit, queued + count); queued < end; queued++) {
       state = state === undefined
         ? begin(decoder, rows, { capacity, pageSize, pad: ends.pad }, choice)
         : advance(decoder, state, choice);
     }
   };
   try {
-    queueMore();
+    queueMore(1); // the first token comes at once
     while (taken < limit) {
       const count = queued - taken;
       const reading = readNow(state!.ids, length + taken, length + queued);
       const waits = reading instanceof Promise;
-      if (waits) queueMore();
+      if (waits) queueMore(chunk);
       const drawn = await reading, now = performance.now();
       // The first tokens tell nothing: kernels are being compiled.
       if (taken > 1) paces.set(params, (now - since) / count);
-      const pace = paces.get(params);
-      if (pace !== undefined) chunk = Math.max(1, Math.min(mostTokens, Math.round(busy / pace)));
+      chunk = paceOf(params);
       since = now;
       const steps: GenerateStep[] = [];
       for (let i = 0; i < count && !(i > 0 && finished.every((x) => x)); i++) {
@@ -150,7 +155,7 @@ export async function* generate(
       }
       taken += count;
       const over = taken >= limit || finished.every((x) => x);
-      if (!waits && !over && !signal?.aborted) queueMore();
+      if (!waits && !over && !signal?.aborted) queueMore(chunk);
       for (const step of steps) {
         yield step;
         if (signal?.aborted) return;

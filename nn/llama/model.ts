@@ -1,7 +1,7 @@
 /** The Llama family: pure functions over parameters under the names that checkpoints use. */
 import { checkpoint as checkpointed } from "../../autograd/grad.ts";
 import type { Backend } from "../../tensor/backend.ts";
-import { ones } from "../../tensor/create.ts";
+import { ones, tensor } from "../../tensor/create.ts";
 import type { DType } from "../../tensor/dtype.ts";
 import { add, cast, maximum, sub } from "../../tensor/elementwise.ts";
 import { LimitError, ShapeError, show, UnsupportedError, ValueError } from "../../tensor/errors.ts";
@@ -14,7 +14,7 @@ import { scope, unscoped } from "../../tensor/scope.ts";
 import { sameShape, type Shape } from "../../tensor/shape.ts";
 import { consume, rangeOf, type Tensor } from "../../tensor/tensor.ts";
 import type { AttentionCache } from "../../tensor/attention_cache.ts";
-import type { AttentionAlgorithm, Rotary } from "../attention.ts";
+import { type AttentionAlgorithm, fewTokens, positionsIn, type Rotary } from "../attention.ts";
 import { grownCapacity, grownTable, type KvCache, roomInCache } from "../cache.ts";
 import { dropout } from "../dropout.ts";
 import { normal } from "../init.ts";
@@ -189,7 +189,15 @@ function backbone(
   }
   const weights = params["model.embed_tokens.weight"];
   const room = cache && withRoom(cache, model, batch, typeof past === "number" ? length : 0, weights);
-  const places = placesOf(ids, past, cache?.leftpad, attentionMask, positions);
+  // A step of decoding finds its own way; for more, positions and lengths are made once for all layers.
+  const isStep = batch * count <= fewTokens && past !== 0 && attention !== "naive" && !plain;
+  const counted = attentionMask === undefined && !isStep
+    ? positionsIn({ past, leftpad: cache?.leftpad }, batch, count, ids)
+    : undefined;
+  const lengths = cache && typeof past === "number"
+    ? tensor(new Int32Array(batch).fill(past), { backend: ids.backend })
+    : undefined;
+  const places = placesOf(ids, past, cache?.leftpad, attentionMask, positions ?? counted);
   const options = {
     heads: model.heads,
     kvHeads: model.kvHeads,
@@ -205,7 +213,7 @@ function backbone(
   const layers: AttentionCache[] = [];
   for (let i = 0; i < model.layers; i++) {
     const { capacity, leftpad, pages } = room ?? {};
-    const seen = room && { seen: room.layers[i], past, capacity: capacity!, leftpad, table: pages?.table };
+    const seen = room && { seen: room.layers[i], past, lengths, capacity: capacity!, leftpad, table: pages?.table };
     const dropHere = drop && { p: drop.p, key: foldIn(drop.key, i) };
     const run = (block: TransformerBlockParams, x: Tensor) =>
       transformerBlock(block, x, { ...options, cache: seen, dropout: dropHere });
@@ -214,10 +222,10 @@ function backbone(
     x = next.out;
     if (next.cache !== undefined) layers.push(next.cache);
   }
-  const lengths = cache?.lengths && add(cache.lengths, count);
+  const next = cache?.lengths && add(cache.lengths, count);
   return {
     last: x,
-    cache: room && { ...room, layers, length: lengths ? room.length : length, ...(lengths && { lengths }) },
+    cache: room && { ...room, layers, length: next ? room.length : length, ...(next && { lengths: next }) },
   };
 }
 

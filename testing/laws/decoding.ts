@@ -151,8 +151,8 @@ const decodeCalls = (held: readonly DType[]) =>
     const wide = draw(typeOf(held, ["f32", "f32", "f64"])),
       batch = split ? 1 : draw(integer(1, 2)),
       kvHeads = split ? 1 : draw(integer(1, 2));
-    const heads = kvHeads * group, page = paged ? 8 : split ? 1030 : draw(integer(1, 24));
-    const pages = paged ? split ? 130 : draw(integer(1, 4)) : 1, room = page * pages;
+    const heads = kvHeads * group, page = paged ? 8 : split ? 200 : draw(integer(1, 24));
+    const pages = paged ? split ? 25 : draw(integer(1, 4)) : 1, room = page * pages;
     const kv = [...(paged ? [batch * pages, page] : [batch, room]), kvHeads, size];
     const table = Array.from({ length: batch * pages }, (_, i) => (i * 7 + 3) % (batch * pages));
     const apart = table.every((block, i) => table.indexOf(block) === i); // or else in order
