@@ -26,7 +26,16 @@
  *       8×8 a thread, 128×64, 12 KiB                                                           30.0 / 33.4  ◀ queries
  *       4×4 a thread, chunks of 32: 27.2 / –; 256×64, chunks of 32, 40 KiB: – / 33.8
  *       the next chunk loaded early: 26.4 / 31.6
- * All together 5.8 ms, 22 TFLOP/s as counted; causal (29.3 / 30.8) 3.0 ms, 21. D 128: 30.3 / 37.1, 256: 30.3 / 34.0.
+ *   v4  few workgroups share the walk of a tile (attention_parts.ts), their sums apart
+ *       B1 H8 S2048, full                                       27.1 / 22.7 ─▶ 29.8 / 32.1
+ *       causal                                                  15.9 / 15.9 ─▶ 28.5 / 29.4
+ *       B1 H12 S4096, full                                      29.8 / 24.9 ─▶ 29.8 / 32.9
+ * All together 5.8 ms, 22 TFLOP/s as counted; causal (29.3 / 30.8) 3.0 ms, 21. D 128: 30.3 / 37.1, 256: 30.3 / 34.0;
+ * D 128 causal 27.4 / 28.7, in two parts 28.4 / 30.7: two vec4f a row of each result leave room for fewer workgroups, and
+ * the last ones end alone.
+ *
+ * Against naive attention, f32 B1 H12 S4096 D64: 6.2 ms beside 4.9, causal 3.1 beside 6.2. Naive needs four products (103
+ * GFLOP) and 4 GB; seven are 180 GFLOP, 2.9 ms if nothing but FMAs ran, so a factor of four is not to be had in f32.
  */
 import {
   type AttentionCapabilities,
@@ -220,7 +229,8 @@ export function pickAttentionBackward(
 ): { keys: AttentionBackwardParams; queries: AttentionBackwardParams } {
   const { headDim, valueDim } = shape, dense = features.lengths === "dense";
   const { batch, heads, kvHeads, seqlenQ, seqlenK } = shape;
-  // Where there are registers to spare, since few workgroups are there to hide behind one another anyway.
+  // Where there are registers to spare, since few workgroups are there to hide behind one another anyway. With many it
+  // costs a tenth: keys 29.8 to 27.4 TFLOP/s for B4 H12 S2048.
   const stepwise = batch * kvHeads * Math.ceil(seqlenK / 64) < 256;
   const careful = storage.q === "f32" && Math.min(seqlenQ, seqlenK) <= fewRows && seqlenQ < 65536;
   const common = {
@@ -232,7 +242,6 @@ export function pickAttentionBackward(
     dOut: denseOperand(storage.dOut, valueDim),
     features: { ...features, sinks: false },
     longFirst: features.window,
-    stepwise,
     careful,
   };
   const choose = (
@@ -253,7 +262,8 @@ export function pickAttentionBackward(
           Math.max(headDim, valueDim) > 64,
         )
         : 1;
-      const params = { ...common, tile, parts, grad: parts > 1 ? "f32" : storage.grad, dBias };
+      const step = stepwise && (careful || rows * columns <= 32), grad = parts > 1 ? "f32" : storage.grad;
+      const params = { ...common, tile, parts, grad, stepwise: step, dBias };
       if (fits(capabilities, tile, attentionBackwardMemory(params))) return params;
     }
     throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
