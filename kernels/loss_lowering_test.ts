@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
+import type { Backend } from "../tensor/backend.ts";
 import { compile } from "../tensor/compile.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
+import type { DType } from "../tensor/dtype.ts";
 import { type CrossEntropyOptions, linearCrossEntropy } from "../tensor/loss.ts";
-import { valueAndGrad } from "../mod.ts";
+import { grad, valueAndGrad } from "../mod.ts";
 import { key, randint } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
@@ -66,5 +68,20 @@ Deno.test("linearCrossEntropy() in many chunks of rows is what it is in one", as
       await assertClose(y, await one[i].results[j].data(), { atol: 1e-5 }); // sums of some hundred terms of size 1
     }
   }
+  small.dispose();
+});
+
+Deno.test("a bf16 gradient of the vocabulary is rounded once, however many chunks it is summed over", async () => {
+  const small = await webgpu();
+  Object.assign(small.capabilities, { maxBinding: 4 * 4 * 130 }); // four rows of 130 logits
+  const [N, D, V] = [64, 24, 130], [h, w] = [draw(1, [N, D], "bf16"), draw(2, [V, D], "bf16")];
+  const labels = randint(key(2, { backend: cpu() }), [N], { max: V }).dataSync();
+  const gradient = (backend: Backend, dtype: DType) => {
+    const [a, b] = [h, w].map((x) => tensor(x.dataSync(), { shape: x.shape, dtype, backend }));
+    const t = tensor(labels, { dtype: "i32", backend });
+    return grad((w: Tensor) => linearCrossEntropy(a, w, t, { reduction: "sum" }))(b);
+  };
+  const expected = await gradient(cpu(), "f64").data();
+  await assertClose(gradient(small, "bf16"), expected, { rtol: 2 ** -8, atol: 1e-4 });
   small.dispose();
 });

@@ -302,6 +302,9 @@ export function crossEntropy(logits: Tensor, labels: Tensor, options: CrossEntro
  * a time. Under `grad`, reductions `"mean"` and `"sum"` make the gradients along with the loss, while a chunk's logits are
  * there; `"none"` computes the logits again on the way back.
  *
+ * The gradient of a 16-bit weight is summed over chunks in f32 and rounded once, while that sum takes no more than
+ * 128 MiB (V·D of 2²⁵). That of a larger vocabulary is rounded after each chunk: at 4096 rows of 128256 classes 16 times.
+ *
  * @param hidden `[…, D]`, floats
  * @param weight `[V, D]`, the last layer's weight as [out, in]
  * @param labels `[…]`, i32 or u32, below V or `ignoreIndex`
