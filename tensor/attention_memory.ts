@@ -41,7 +41,8 @@ export interface AttentionMemory {
 /**
  * The bytes that a forward call of attention allocates, as `memory()` counts them on a WebGPU backend (on the CPU 16-bit
  * numbers take 4 bytes, bools 1). In 16 bits, sizes that are no multiple of 4 may pass through f32 copies, which are not
- * counted here. The naive way grows with B·H·Sq·Sk, flash with B·H·Sq.
+ * counted here. Where rows are too few to fill a GPU, flash shares their keys among more of it and holds a few results of
+ * parts, f32, until they are joined; neither are these counted. The naive way grows with B·H·Sq·Sk, flash with B·H·Sq.
  *
  * @returns the terms at the peak, their sum, and what a backward walk keeps
  * @throws {ValueError} when a size is no whole number of at least 1, or there is no such algorithm
