@@ -1,5 +1,5 @@
 /** Bytes in and out: the one place that knows files, URLs and streams. */
-import { FormatError } from "../tensor/errors.ts";
+import { FormatError, UnsupportedError } from "../tensor/errors.ts";
 
 /** Where bytes come from: a path or `file:` URL, an http(s) URL, bytes, a Blob (a browser's File too), or a stream. */
 export type ByteSource = string | URL | Uint8Array | Blob | ReadableStream<Uint8Array>;
@@ -134,9 +134,23 @@ async function fetched(op: string, url: URL): Promise<ByteReader> {
   return streamed(String(url), length === null ? undefined : Number(length), response.body);
 }
 
+/**
+ * The runtime's files.
+ * @throws {UnsupportedError} in a page, which has none
+ */
+export async function fileSystem(op: string): Promise<typeof import("node:fs/promises")> {
+  if (!("process" in globalThis)) {
+    throw new UnsupportedError(
+      op,
+      "a page has no paths: read from new URL(path, location.href), a File or bytes, and write to a WritableStream",
+    );
+  }
+  return await import("node:fs/promises");
+}
+
 async function opened(op: string, path: string | URL): Promise<ByteReader> {
   const name = nameOf(path);
-  const { open } = await import("node:fs/promises");
+  const { open } = await fileSystem(op);
   const file = await open(path, "r").catch((cause) => {
     if (cause?.code !== "ENOENT" && cause?.code !== "ENOTDIR") throw cause;
     throw new MissingError(op, `${name}: there is no such file`, { cause });
@@ -257,7 +271,7 @@ export async function writeAtomically(path: string | URL, chunks: Chunks): Promi
  * given.
  */
 export async function writeAllAtomically(files: readonly (readonly [path: string | URL, Chunks])[]): Promise<void> {
-  const { open, rename, rm } = await import("node:fs/promises");
+  const { open, rename, rm } = await fileSystem("write");
   const moves: { readonly draft: string; readonly target: string }[] = [];
   try {
     for (const [path, chunks] of files) {

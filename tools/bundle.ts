@@ -83,7 +83,7 @@ export function partsOf({ metafile, outputFiles }: esbuild.BuildResult): Part[] 
     part("core: `flashtape.js`", entry("mod.ts")),
     part("WebGPU kernels, loaded by `init()` where there is WebGPU", entry("kernels/webgpu.ts")),
     part("`nn.js`", entry("nn/mod.ts")),
-    part("loaded by `llama.load()` and `safetensors`", find(() => true)),
+    part("tokenizers, loaded by `llama.load()`", find(() => true)),
   ].filter(({ files }) => files.length > 0);
 }
 

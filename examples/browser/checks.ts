@@ -15,7 +15,7 @@ import {
   type Tensor,
   tensor,
 } from "@flashtape/flashtape";
-import type { AttentionAlgorithm } from "@flashtape/flashtape/nn";
+import { type AttentionAlgorithm, safetensors } from "@flashtape/flashtape/nn";
 
 /** Results by name. */
 export type Numbers = Readonly<Record<string, readonly number[]>>;
@@ -58,6 +58,17 @@ export function sync(): string {
     return `${getBackend().name}: ${[...x.dataSync()].join()}`;
   } catch (error) {
     return String(error);
+  } finally {
+    x.dispose();
+  }
+}
+
+/** What a path is here: what reading and writing one say. */
+export async function paths(): Promise<string[]> {
+  const x = tensor([1]);
+  try {
+    const tries = [() => safetensors.read("nothing-of-this-name"), () => safetensors.write("/nowhere/x", { x })];
+    return await Promise.all(tries.map((f) => f().then(() => "done", String)));
   } finally {
     x.dispose();
   }

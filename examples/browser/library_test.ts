@@ -160,6 +160,14 @@ test("dataSync() is refused by name in a page and works in Deno", async () => {
   assert.equal(await inDeno(gpu, checks.sync), "webgpu: 1,2");
 });
 
+test("paths are refused by name in a page, with what takes their place", async () => {
+  const [read, write] = await inPage("paths");
+  for (const said of [read, write]) {
+    assert.match(said, /^UnsupportedError: \[.*a page has no paths: .* a File or bytes/);
+  }
+  assert.match((await checks.paths())[0], /^FormatError: .*nothing-of-this-name: there is no such file/);
+});
+
 test("flash attention and its gradients are as accurate in a page as in Deno", async () => {
   const reference = await inDeno(cpu(), () => checks.attention("naive", "f64"));
   const naive = await inDeno(gpu, () => checks.attention("naive", "f32"));

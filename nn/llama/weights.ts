@@ -3,7 +3,16 @@ import type { Backend } from "../../tensor/backend.ts";
 import { type DType, dtypes, promote } from "../../tensor/dtype.ts";
 import { FormatError, UnsupportedError, ValueError } from "../../tensor/errors.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
-import { type ByteSource, exists, type Folder, nameOf, readText, within, writeAllAtomically } from "../files.ts";
+import {
+  type ByteSource,
+  exists,
+  fileSystem,
+  type Folder,
+  nameOf,
+  readText,
+  within,
+  writeAllAtomically,
+} from "../files.ts";
 import { chunks, read, readHeader, type ReadProgress, type TensorInfo } from "../safetensors.ts";
 import { checkTensors } from "./checkpoint.ts";
 import { checkGenerationConfig, dimensions, type GenerationConfig, type LlamaConfig, roundRotary } from "./config.ts";
@@ -157,7 +166,7 @@ export async function save(
     texts["generation_config.json"] = toJson(generationConfig);
   }
   for (const [file, text] of Object.entries(texts)) files.push([file, [new TextEncoder().encode(text)]]);
-  const { mkdir, readdir, rm } = await import("node:fs/promises");
+  const { mkdir, readdir, rm } = await fileSystem(saving);
   await mkdir(dir, { recursive: true });
   await writeAllAtomically(files.map(([file, pieces]) => [within(dir, file), pieces]));
   // What an older model left would be read in place of this one, or along with it.
