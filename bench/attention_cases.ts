@@ -114,6 +114,7 @@ export function attentionCase(call: AttentionCall, pass: Pass, backend: Backend)
     labels: { ...labels, ...(window && { window: window.join(":") }), ...(parts > 1 && { parts }) },
     flops: pass === "forward" ? attentionForward(sizes) : attentionBackward(sizes),
     predictedBytes: predictedBytes(call, pass),
+    byWall: algorithm === "v1" || algorithm === "v2", // hundreds to thousands of small kernels
     prepare: () => {
       const inputs = inputsOf(call), [q, k, v] = inputs;
       if (pass === "forward") return { inputs, call: () => attend(q, k, v) };

@@ -206,11 +206,17 @@ function caption(result: Result): string[] {
   ];
 }
 
-function page(title: string, result: Result, theme: Theme, panels: readonly (readonly object[])[]): TopLevelSpec {
+function page(
+  title: string,
+  result: Result,
+  theme: Theme,
+  panels: readonly (readonly object[])[],
+  { memory = true } = {},
+): TopLevelSpec {
   const { paper, ink, soft, line } = looks[theme], points = pointsOf(result);
   const series = [...new Set(points.map(({ series }) => series))];
   const columns = Math.max(...panels.map((row) => row.length));
-  const hollow = points.some((point) => !point.measured && point.bytes !== null);
+  const hollow = memory && points.some((point) => !point.measured && point.bytes !== null);
   return {
     $schema: "https://vega.github.io/schema/vega-lite/v6.json",
     background: paper,
@@ -303,7 +309,7 @@ export function performanceChart(result: Result, theme: Theme): TopLevelSpec {
   const { time, rate, hasBackward } = setOf(result, theme);
   const rows = [[time("forward", "Forward, time"), rate("forward", "Forward, rate")]];
   if (hasBackward) rows.push([time("backward", "Backward, time"), rate("backward", "Backward, rate")]);
-  return page("Speed of attention", result, theme, rows);
+  return page("Speed of attention", result, theme, rows, { memory: false });
 }
 
 /** All of it at a glance. */

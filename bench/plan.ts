@@ -59,6 +59,8 @@ export interface Case {
   readonly predictedBytes?: number;
   /** Whether the wall clock is read too: where the host's part matters. */
   readonly wall?: boolean;
+  /** Whether the wall clock alone is read: of calls of so many kernels that the host is what takes time. */
+  readonly byWall?: boolean;
   readonly prepare: () => Prepared;
 }
 
@@ -175,7 +177,7 @@ export async function measureCase(it: Case, context: Context): Promise<Row> {
   }
 }
 
-async function figuresOf({ prepare, wall }: Case, { backend, settings }: Context): Promise<Partial<Row>> {
+async function figuresOf({ prepare, wall, byWall }: Case, { backend, settings }: Context): Promise<Partial<Row>> {
   const prepared = prepare(), call = callOf(prepared);
   const { call: bare, keeps = false, whole = bare, kept, begin, against, inputs, end } = prepared;
   const once = () => keeps && whole === bare ? dispose(bare()) : scope(() => void whole());
@@ -186,7 +188,7 @@ async function figuresOf({ prepare, wall }: Case, { backend, settings }: Context
     begin?.();
     const difference = against && await differenceOf(call, against);
     const options = { ...settings, budget: 1000 * settings.budget };
-    const found = await timed(backend, call, { ...options, peakBytes });
+    const found = await timed(backend, call, { ...options, peakBytes, byWall });
     const clock = wall && found.clock !== "wall clock" ? { wall: await timedByWall(backend, call, options) } : {};
     return { ...found, ...clock, peakBytes, ...(difference && { difference }) };
   } finally {
