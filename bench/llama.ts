@@ -107,7 +107,7 @@ export async function benchLlama(
   const away = async (name: "short" | "long", ids: readonly number[]) => {
     using scores = lastScores(ids);
     const [got, want] = [await scores.data(), await wanted[name].data()];
-    return got.reduce((worst, x, i) => Math.max(worst, Math.abs(x - want[i])), 0);
+    return Array.from(got).reduce((worst, x, i) => Math.max(worst, Math.abs(x - want[i])), 0);
   };
   const scores = { short: await away("short", baseline.prompts[0]), long: await away("long", baseline.long) };
 

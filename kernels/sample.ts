@@ -8,7 +8,9 @@
  * bin in which the sum reaches its goal is split into 256 again. What is added up is 1 for topK and the odds for topP, in
  * whole numbers, so that no order of the additions shows. A first digit of a sixteenth spreads usual scores over the bins.
  *
- * Floor for V = 128,256 f32: 0.5 MB through one multiprocessor, about 5 µs a walk. Measured on an H200, µs a token:
+ * Floor for V = 128,256 f32: 0.5 MB through one multiprocessor, a few µs a walk. Measured on an H200, µs a token: the highest
+ * score 14, a plain draw 124, topK 50 113, topP 0.9 of flat scores 231; 8 or 16 loads under way for 4 the same within 2 %, but
+ * topP with 16 of them 320.
  */
 import type { DType } from "../tensor/dtype.ts";
 import { streams } from "../tensor/random.ts";

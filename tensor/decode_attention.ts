@@ -1,9 +1,9 @@
 /** A step of decoding, from projected queries, keys and values to attention: one op, so that it can be one dispatch. */
-import { type AttentionCache, cacheAttentionOp } from "./attention_cache.ts";
+import { type AttentionCache, cacheAttentionOp, type CacheAttentionParams } from "./attention_cache.ts";
 import { roundTo } from "./dtype.ts";
 import { IndexError, ShapeError, show } from "./errors.ts";
 import { dense, expectDType, type NdArray, ndarray, type Op, runAll } from "./op.ts";
-import { rotaryAppendOp } from "./rotary_append.ts";
+import { rotaryAppendOp, type RotaryAppendParams } from "./rotary_append.ts";
 import { rangeOf, type Tensor } from "./tensor.ts";
 
 /** What the op has beside its inputs. */
@@ -36,7 +36,10 @@ export function decodeAttentionInputs<T>(inputs: readonly T[], { padded, paged }
 }
 
 /** What `rotaryAppend` and `cacheAttention` are told. */
-export function decodeAttentionParts({ heads, padded, paged }: DecodeAttentionParams, size: number) {
+export function decodeAttentionParts(
+  { heads, padded, paged }: DecodeAttentionParams,
+  size: number,
+): { append: RotaryAppendParams; attend: CacheAttentionParams } {
   const optional = [...(padded ? ["cacheLeftpad" as const] : []), ...(paged ? ["blockTable" as const] : [])];
   return {
     append: { heads, positioned: padded, paged },

@@ -50,8 +50,16 @@ export interface LossOptions extends Omit<ForwardOptions, "cache" | "logitsToKee
   readonly dropout?: { readonly p: number; readonly key: Tensor };
 }
 
+const shapesOf = new WeakMap<LlamaConfig, Record<string, Shape>>();
+
 /** Shapes by name: all parameters of a model, in the order of the computation. */
 export function parameterShapes(config: LlamaConfig): Record<string, Shape> {
+  let shapes = shapesOf.get(config);
+  if (shapes === undefined) shapesOf.set(config, shapes = namedShapes(config));
+  return { ...shapes };
+}
+
+function namedShapes(config: LlamaConfig): Record<string, Shape> {
   const { vocabulary, size, hidden, layers, heads, kvHeads, headDim, tied } = dimensions(config);
   const shapes: Record<string, Shape> = { "model.embed_tokens.weight": [vocabulary, size] };
   for (let i = 0; i < layers; i++) {
