@@ -52,7 +52,7 @@ function tripled(faults: {
   });
 }
 
-const options = { seed: 1, runs: 40 };
+const options = { seed: 1, runs: 20 };
 const breaks = (op: ReturnType<typeof tripled>, message: RegExp) =>
   assert.rejects(checkOp(op, calls, options), (error) => {
     assert.ok(error instanceof PropertyError, `${error}`);
