@@ -54,7 +54,7 @@ export type { GenerateOptions, GenerateStep } from "./llama/generate.ts";
 export type { LlamaParams } from "./llama/model.ts";
 export type { PromptOptions } from "./llama/prompt.ts";
 export type { SamplingOptions } from "./llama/sample.ts";
-export type { Message, Tokenizer } from "./llama/text.ts";
+export type { ChatOptions, DecodeOptions, EncodeOptions, Message, Tokenizer } from "./llama/text.ts";
 export type { LlamaModel } from "./llama/weights.ts";
 /** The Llama family of models. */
 export * as llama from "./llama/mod.ts";
