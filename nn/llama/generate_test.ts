@@ -186,3 +186,23 @@ Deno.test("what generate() cannot do is refused by its numbers", async () => {
   await assert.rejects(() => all(made(), { inputIds, stop: "a" }), /no tokenizer: stop by ids/);
   await assert.rejects(() => all(made(), { prompt: "a" }), /no tokenizer: give inputIds/);
 });
+
+Deno.test("where no runtime can wait for the device, reads go on beside the steps and give the same", async () => {
+  const slow = await needAdapter(webgpu({ fastReadback: false })), inputIds = [[3, 9, 27, 20], [7]];
+  const options = { inputIds, maxNewTokens: 12, temperature: 0.9, seed: 2 };
+  setBackend(backends[1]);
+  const want = await all(made(), options);
+  setBackend(slow);
+  try {
+    const model = made();
+    assert.deepEqual(await all(model, options), want);
+    const [row] = want.tokens, end = row.indexOf(row[4]) + 1;
+    const stopped = await all(model, { ...options, stop: row[4] });
+    assert.deepEqual(stopped.tokens[0].slice(0, end), row.slice(0, end));
+    assert.ok(stopped.tokens[0].slice(end).every((id) => id === 0));
+    dispose(model.params);
+  } finally {
+    setBackend(backends[0]);
+    slow.dispose();
+  }
+});
