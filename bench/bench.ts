@@ -16,6 +16,7 @@ import { profiled } from "./profile.ts";
 import { type Io, progressOn } from "./progress.ts";
 import { toCsv, toJson } from "./record.ts";
 import { reports } from "./report.ts";
+import { scripts } from "./scripts.ts";
 import { suite } from "./suite.ts";
 import { sweep } from "./sweep.ts";
 
@@ -29,7 +30,7 @@ const measuring: readonly ((take: Take) => CommandUnknownOpts)[] = [
   suite,
   peers,
 ];
-const using: readonly ((tools: Tools) => CommandUnknownOpts)[] = [profiled, sweep, check, reports];
+const using: readonly ((tools: Tools) => CommandUnknownOpts)[] = [profiled, sweep, check, reports, ...scripts];
 
 const description = `Measures flashtape on this machine.
 
@@ -65,10 +66,16 @@ function expectCommand(name: string | undefined, commands: readonly CommandUnkno
   throw new UsageError(`unknown command '${name}'. Allowed: ${names.join(", ")}`);
 }
 
+/** A command line without the files that it writes: what measures the same again. */
+function withoutFiles(args: readonly string[]): string[] {
+  const names = ["--json", "--csv", "--save", "--save-dir"];
+  return args.filter((arg, i) => !names.includes(arg.split("=")[0]) && !names.includes(args[i - 1]));
+}
+
 /** What a command line asks for. */
 function planOf(args: readonly string[], io: Io): Plan {
   let plan: Plan | undefined;
-  const commands = measuring.map((make) => make((draft) => plan = { ...draft, arguments: args }));
+  const commands = measuring.map((make) => make((draft) => plan = { ...draft, arguments: withoutFiles(args) }));
   expectCommand(args[0], commands);
   programOf(io, commands).parse(args, { from: "user" });
   return plan!;
@@ -104,7 +111,9 @@ export async function main(args: readonly string[], io: Io): Promise<number> {
   try {
     const line = args.length === 0 ? ["ground"] : args;
     const commands = [
-      ...measuring.map((make) => make((draft) => task = () => runPlan({ ...draft, arguments: line }, io))),
+      ...measuring.map((make) =>
+        make((draft) => task = () => runPlan({ ...draft, arguments: withoutFiles(line) }, io))
+      ),
       ...using.map((make) => make(tools)),
     ];
     expectCommand(line[0], commands);

@@ -1,0 +1,28 @@
+/** Programs of this directory that are commands too: each runs in a process of its own, on the same terminal. */
+import { fileURLToPath } from "node:url";
+import { command } from "./options.ts";
+import type { Tools } from "./plan.ts";
+
+function script(name: string, usage: string, description: string) {
+  return ({ run }: Tools) =>
+    command(name, description)
+      .usage(usage)
+      .argument("[args...]", "passed on")
+      .allowUnknownOption()
+      .passThroughOptions()
+      .action((args) =>
+        run(async () => {
+          const child = new Deno.Command(Deno.execPath(), {
+            args: ["run", "--quiet", "--allow-all", fileURLToPath(new URL(`./${name}.ts`, import.meta.url)), ...args],
+            ...{ stdin: "inherit", stdout: "inherit", stderr: "inherit" } as const,
+          });
+          return (await child.output()).code;
+        })
+      );
+}
+
+/** The `llama` and `soak` commands. */
+export const scripts = [
+  script("llama", "<directory>", "A Llama checkpoint beside PyTorch: load, first token, tokens a second, agreement."),
+  script("soak", "[steps]", "Memory over a thousand training steps in a plain loop."),
+];
