@@ -75,14 +75,18 @@ function sizesOf({ batch, heads, seqlen, headDim, causal, window }: AttentionCal
   return { batch, heads, seqlenQ: seqlen, seqlenK: seqlen, headDim, causal, window };
 }
 
-/** Bytes of q, k, v and all that the call holds beside them. An estimate for the backward pass of naive attention. */
+/** Tensors of the size of the scores that naive attention's forward and backward pass hold at their peak, as measured. */
+const scoresAtOnce = 5;
+
+/** Bytes of q, k, v and all that the call holds beside them; an estimate for backward passes. */
 export function predictedBytes(call: AttentionCall, pass: Pass): number {
   const { batch, seqlen, heads, kvHeads, headDim, dtype, causal, algorithm } = call;
   const sizes = { batch, seqlen, heads, kvHeads, headDim, dtype, causal };
   const { inputs, peak, saved } = attentionMemory({ ...sizes, algorithm: algorithm === "naive" ? "naive" : "flash" });
   if (pass === "forward") return inputs + peak;
-  const scores = batch * heads * seqlen ** 2 * (dtype === "f32" ? 4 : 2);
-  return 3 * inputs + saved + (algorithm === "naive" ? 2 * scores : 0);
+  if (algorithm !== "naive") return 3 * inputs + saved;
+  const width = dtype === "f32" ? 4 : 2, scores = batch * heads * seqlen ** 2 * width;
+  return inputs + scoresAtOnce * scores + 4 * batch * seqlen * heads * headDim * width;
 }
 
 /** Bytes of the scores of one head of one sequence, which naive attention holds in one tensor at the least. */
