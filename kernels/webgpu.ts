@@ -204,7 +204,7 @@ class WebGpuBackend implements Backend {
   async read(storage: Storage, layout: Layout, dtype: DType): Promise<Uint8Array> {
     const part = this.#part(storage, layout, dtype);
     if (part === null) return new Uint8Array(0);
-    const words = await this.#readback.read(part.buffer.buffer, part.start, part.length);
+    const words = await this.#waiting("data", this.#readback.read(part.buffer.buffer, part.start, part.length));
     return this.#finish(words, part, dtype);
   }
 
@@ -219,7 +219,7 @@ class WebGpuBackend implements Backend {
     this.#refuseRecording("synchronize");
     this.#queue.flush();
     if (this.#readback.immediate) this.#readback.readSync(this.#queue.uniforms, 0, 4);
-    else await this.#device.device.queue.onSubmittedWorkDone();
+    else await this.#waiting("synchronize", this.#device.device.queue.onSubmittedWorkDone());
     this.#check("synchronize");
   }
 
@@ -287,6 +287,18 @@ class WebGpuBackend implements Backend {
   #refuseRecording(op: string): void {
     if (this.#tracing === null) return;
     throw new UnsupportedError(op, "a compiled function runs later than it is recorded: return tensors and read those");
+  }
+
+  /** Waits for the device. Where that fails because the device is gone, the error says so. */
+  async #waiting<T>(op: string, wait: Promise<T>): Promise<T> {
+    try {
+      return await wait;
+    } catch (cause) {
+      // The loss is told by a promise of its own, which may come a moment later.
+      await Promise.race([this.#device.device.lost, new Promise((done) => setTimeout(done, 100))]);
+      this.#check(op);
+      throw new DeviceError(op, cause instanceof Error ? cause.message : String(cause), { cause });
+    }
   }
 
   /** Errors that the device reported since the last call are thrown by this one. */

@@ -1,5 +1,6 @@
 /** Computations that give plain numbers, to be run in Deno and in a page: both must come near the same reference. */
 import {
+  add,
   cast,
   dispose,
   flashAttention,
@@ -14,6 +15,7 @@ import {
   sum,
   type Tensor,
   tensor,
+  webgpu,
 } from "@flashtape/flashtape";
 import { type AttentionAlgorithm, safetensors } from "@flashtape/flashtape/nn";
 
@@ -72,4 +74,30 @@ export async function paths(): Promise<string[]> {
   } finally {
     x.dispose();
   }
+}
+
+/** What calls say when their device is lost: one that waits for it, a later read, a later op. */
+export async function lost(): Promise<string[]> {
+  let device: GPUDevice | undefined;
+  const requestAdapter = async (options?: GPURequestAdapterOptions): Promise<GPUAdapter | null> => {
+    const adapter = await navigator.gpu.requestAdapter(options);
+    if (adapter === null) return null;
+    const { info, limits, features } = adapter;
+    const requestDevice = async (asked?: GPUDeviceDescriptor) => device = await adapter.requestDevice(asked);
+    return { info, limits, features, requestDevice } as GPUAdapter;
+  };
+  const backend = await webgpu({ gpu: { requestAdapter } as GPU, fastReadback: false });
+  const x = tensor(new Float32Array(1 << 20), { backend }), y = add(x, 1);
+  await y.data();
+  const waiting = mul(y, 2).data().then(() => "read", String);
+  device!.destroy();
+  await device!.lost;
+  const later = y.data().then(() => "read", String);
+  let op = "done";
+  try {
+    add(x, 1);
+  } catch (error) {
+    op = String(error);
+  }
+  return [await waiting, await later, op];
 }

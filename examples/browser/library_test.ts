@@ -185,6 +185,12 @@ test("f16 storage works without shader-f16: the same bits, and attention as accu
   assertNear(await inPage("attention", "flash", "f16"), reference, [naive], 2 ** -10);
 });
 
+test("a lost device is a DeviceLostError for whoever waits for it and for every later call", async () => {
+  const [waiting, ...later] = await inPage("lost");
+  assert.match(waiting, /^(read$|DeviceLostError: )/); // it may have been done before
+  for (const said of later) assert.match(said, /^DeviceLostError: .*lost \(destroyed\)/);
+});
+
 test("the four laws hold in a page for ops of every family", async () => {
   const families = await page.evaluate(() => (globalThis as unknown as { loaded: Loaded }).loaded.families);
   const failures: string[] = [], limits: string[] = [], tried = new Set<number>();
