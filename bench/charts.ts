@@ -52,6 +52,7 @@ const bytesLabel = ["TiB", "GiB", "MiB", "KiB"].reduceRight(
     `datum.value >= ${2 ** (40 - 10 * i)} ? format(datum.value / ${2 ** (40 - 10 * i)}, '~g') + ' ${unit}' : ${rest}`,
   "datum.value + ' B'",
 );
+const ratioLabel = "datum.value >= 1 ? format(datum.value, '~g') + '×' : '1/' + format(1 / datum.value, '~g') + '×'";
 const timeLabel = "datum.value >= 1000 ? format(datum.value / 1000, '~g') + ' s' : " +
   "datum.value >= 1 ? format(datum.value, '~g') + ' ms' : format(datum.value * 1000, '~g') + ' µs'";
 
@@ -119,7 +120,7 @@ function panel({ title, points, field, axis, label, kind, series, theme, width =
   });
   const { paper } = looks[theme];
   return {
-    title: { text: title, fontSize: 13, anchor: "start", offset: 10 },
+    title: { text: title, fontSize: 13, anchor: "start", frame: "group", offset: 12 },
     width,
     height,
     layer: [
@@ -206,17 +207,18 @@ function caption(result: Result): string[] {
   ];
 }
 
+/** @param memoryOf the passes whose memory is shown: what did not fit is hollow there */
 function page(
   title: string,
   result: Result,
   theme: Theme,
   panels: readonly (readonly object[])[],
-  { memory = true } = {},
+  memoryOf: readonly string[],
 ): TopLevelSpec {
   const { paper, ink, soft, line } = looks[theme], points = pointsOf(result);
   const series = [...new Set(points.map(({ series }) => series))];
   const columns = Math.max(...panels.map((row) => row.length));
-  const hollow = memory && points.some((point) => !point.measured && point.bytes !== null);
+  const hollow = points.some(({ measured, bytes, pass }) => !measured && bytes !== null && memoryOf.includes(pass));
   return {
     $schema: "https://vega.github.io/schema/vega-lite/v6.json",
     background: paper,
@@ -226,7 +228,10 @@ function page(
       ...{ subtitleFontSize: 12, subtitleColor: soft, subtitlePadding: 6, subtitleLineHeight: 16 },
     },
     spacing: 22,
-    vconcat: [key(series, theme, hollow, columns * 430), ...panels.map((row) => ({ hconcat: row, spacing: 36 }))],
+    vconcat: [
+      key(series, theme, hollow, columns * 430),
+      ...panels.map((row) => ({ hconcat: row, spacing: 112, bounds: "flush" })),
+    ],
     config: {
       font: "Inter, Helvetica Neue, Arial, DejaVu Sans, sans-serif",
       title: { color: ink },
@@ -290,7 +295,7 @@ function setOf(result: Result, theme: Theme) {
         points: against(pass, field),
         field: "ratio",
         axis: "naive ÷ this",
-        label: "format(datum.value, '~g') + '×'",
+        label: ratioLabel,
         kind: "binary",
       },
     });
@@ -301,7 +306,7 @@ function setOf(result: Result, theme: Theme) {
 export function memoryChart(result: Result, theme: Theme): TopLevelSpec {
   const { memory, hasBackward } = setOf(result, theme);
   const panels = [memory("forward", "Forward"), ...hasBackward ? [memory("backward", "Forward and backward")] : []];
-  return page("Memory of attention", result, theme, [panels]);
+  return page("Memory of attention", result, theme, [panels], ["forward", "backward"]);
 }
 
 /** Time and rate against sequence length. */
@@ -309,7 +314,7 @@ export function performanceChart(result: Result, theme: Theme): TopLevelSpec {
   const { time, rate, hasBackward } = setOf(result, theme);
   const rows = [[time("forward", "Forward, time"), rate("forward", "Forward, rate")]];
   if (hasBackward) rows.push([time("backward", "Backward, time"), rate("backward", "Backward, rate")]);
-  return page("Speed of attention", result, theme, rows, { memory: false });
+  return page("Speed of attention", result, theme, rows, []);
 }
 
 /** All of it at a glance. */
@@ -318,5 +323,5 @@ export function dashboardChart(result: Result, theme: Theme): TopLevelSpec {
   return page("Attention: memory and speed", result, theme, [
     [memory("forward", "Memory, forward"), time("forward", "Time, forward")],
     [ratio("forward", "bytes", "Less memory than naive"), ratio("forward", "ms", "Faster than naive")],
-  ]);
+  ], ["forward"]);
 }
