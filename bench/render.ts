@@ -7,6 +7,8 @@ export interface Drawn {
   readonly png: Uint8Array;
 }
 
+let warned = false;
+
 /**
  * Draws a chart.
  * @param scale pixels of the PNG for each of the chart's own
@@ -20,6 +22,11 @@ export async function draw(spec: TopLevelSpec, { scale = 2 } = {}): Promise<Draw
   const view = new vega.View(vega.parse(compile(spec).spec), { renderer: "none" });
   const svg = await view.toSVG();
   view.finalize();
+  const letter = `<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><text y="9">M</text></svg>`;
+  if (new Resvg(letter).getBBox() === undefined && !warned) {
+    warned = true;
+    console.error("no fonts here: the PNGs have no text, the SVGs do (on Debian: apt-get install fonts-dejavu-core)");
+  }
   const picture = new Resvg(svg, { fitTo: { mode: "zoom", value: scale }, font: { defaultFontFamily: "sans-serif" } });
   return { svg: `${svg}\n`, png: picture.render().asPng() };
 }
