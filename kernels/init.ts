@@ -2,7 +2,6 @@
 import { type Backend, setBackend } from "../tensor/backend.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { UnsupportedError, ValueError } from "../tensor/errors.ts";
-import { open } from "./device.ts";
 import type { WebGpuOptions } from "./webgpu.ts";
 
 /** Which backend to open. */
@@ -14,12 +13,14 @@ export interface InitOptions extends WebGpuOptions {
 /**
  * The WebGPU backend on the fastest adapter. f64 is refused here.
  *
- * Its kernels are a module of their own, loaded while the device opens: a page without WebGPU never loads them.
+ * Its kernels are modules of their own, loaded while the device opens: a page without WebGPU never loads them.
  *
  * @throws {UnsupportedError} when there is no WebGPU or no adapter
  */
 export async function webgpu(options: WebGpuOptions = {}): Promise<Backend> {
-  const opening = open(options.gpu);
+  const { gpu = globalThis.navigator?.gpu } = options;
+  const opening = import("./device.ts").then(({ open }) => open(gpu));
+  if (gpu === undefined) await opening; // which says so
   opening.catch(() => {}); // heard of below
   const { webgpu } = await import("./webgpu.ts");
   return await webgpu(options, opening);
