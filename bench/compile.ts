@@ -2,7 +2,7 @@
  * A training step plain and compiled: times, what the CPU spends on a dispatch, what a replay allocates, and whether
  * both come to the same bits.
  *
- *     deno run --allow-env --allow-read --allow-sys bench/compile.ts [tiny] [small] [medium] [large]
+ *     deno task bench compile [tiny] [small] [4x256] [medium] [large]
  */
 import {
   type Backend,
@@ -232,6 +232,11 @@ export async function compileFigures(
 
 if (import.meta.main) {
   const names = Object.keys(compileSizes) as CompileSize[];
+  const unknown = Deno.args.find((name) => !names.some((known) => known === name));
+  if (unknown !== undefined) {
+    console.error(`error: "${unknown}" is no model. Allowed: ${names.join(", ")}; all of them when none is named.`);
+    Deno.exit(2);
+  }
   const wanted = names.filter((name) => Deno.args.length === 0 || Deno.args.includes(name));
   const backend = await init();
   console.log(backend.description);

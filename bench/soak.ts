@@ -1,12 +1,16 @@
 /**
  * A thousand training steps of a small Llama in a plain loop, without one `dispose`: does memory stay flat?
  *
- * Usage: deno run --allow-env --allow-read --allow-sys bench/soak.ts [steps]
+ *     deno task bench soak [steps]
  */
 import { init, key, memory, tensor, valueAndGrad } from "@flashtape/flashtape";
 import { adamw, clipGradNorm, llama } from "@flashtape/flashtape/nn";
 
 const steps = Number(Deno.args[0] ?? 1000);
+if (!Number.isSafeInteger(steps) || steps < 20) {
+  console.error(`error: steps is "${Deno.args[0]}". Allowed: whole numbers from 20.`);
+  Deno.exit(2);
+}
 const backend = await init();
 console.log(`${backend.description}\n\n  step       loss   current bytes    peak bytes   process MB`);
 
