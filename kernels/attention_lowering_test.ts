@@ -159,13 +159,12 @@ Deno.test("attention's options together are exact, with the gradients of bias an
 
 Deno.test("attention without subgroups, in a GPU's tiles, is as exact", async () => {
   await check(portable, await everything());
-  await check(portable, { ...await dense([1, 140, 150, 2, 1, 64, 64]), window: [-1, 0] });
   await check(portable, { ...await dense([2, 70, 90, 2, 1, 100, 128], "f16") });
   await check(portable, { ...await dense([1, 1, 300, 8, 2, 64, 64]) });
 });
 
 Deno.test("attention of few rows shares its walks among workgroups, forward and backward", async () => {
-  const sinks = await normal([2]), problem = { ...await dense([1, 600, 513, 2, 1, 16, 12]), optional: { sinks } };
+  const sinks = await normal([2]), problem = { ...await dense([1, 600, 513, 2, 1, 64, 64]), optional: { sinks } };
   await check(portable, { ...problem, window: [-1, 0], gradients: ["sinks"] });
 });
 

@@ -243,7 +243,7 @@ export const attending = {
   } satisfies Sample<FlashParams>,
   attentionBackward: {
     leavesZeros: true,
-    calls: (held) => arbCalls(held, 12).chain(backwardCall),
+    calls: (held) => arbCalls(held, 8).chain(backwardCall),
     accuracy: {
       kind: "worst",
       naive: naiveSums.map((sum, n) => ([dOut, dLse, q, k, v, out, lse, ...rest], params, ...outputs) =>
