@@ -24,6 +24,13 @@ import {
   pickAttentionForward,
   planAttentionForward,
 } from "./attention_forward.ts";
+import {
+  attentionMatrixBackwardKeys,
+  attentionMatrixBackwardQueries,
+  planAttentionMatrixBackward,
+} from "./attention_matrix_backward.ts";
+import { attentionMatrixForward, planAttentionMatrixForward } from "./attention_matrix_forward.ts";
+import { pickAttentionMatrixBackward, pickAttentionMatrixForward } from "./attention_matrix_plan.ts";
 import type { AttentionSettings, ScoreStrides } from "./attention_options.ts";
 import { attentionBackwardNorms, attentionBackwardRows, attentionBackwardSinks } from "./attention_rows.ts";
 import { gridFor } from "./elementwise.ts";
@@ -203,8 +210,14 @@ export function runForward(
       fillBits(call, target, 0);
       fillBits(call, lse, minusInfinity);
     }
-    const params = pickAttentionForward(call.capabilities, shape, at, storage, features);
-    inParts(params.parts, attentionForward(params), planAttentionForward(params, shape, at, settings));
+    const scale = settings.softmaxScale, { capabilities } = call;
+    const matrix = pickAttentionMatrixForward(capabilities, shape, at, storage, features, scale);
+    if (matrix !== null) {
+      inParts(1, attentionMatrixForward(matrix), planAttentionMatrixForward(matrix, shape, at, settings));
+    } else {
+      const params = pickAttentionForward(capabilities, shape, at, storage, features);
+      inParts(params.parts, attentionForward(params), planAttentionForward(params, shape, at, settings));
+    }
   }
   if (target !== out) copy(call, target, out);
 
@@ -268,14 +281,23 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     dispatchNamed(call, attentionBackwardNorms(norms), views, plan.norms);
   }
   const flops = attentionFlops(shape, settings.window);
-  const part = (y: View, parts: number): View => parts === 1 ? y : call.temporary([parts, ...y.shape], "f32");
-  const [dqs, dks, dvs] = targets.map((y, i) => part(y, i === 0 ? picked.queries.parts : picked.keys.parts));
-  dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: dks, dv: dvs }, plan.keys, flops.keys);
-  const queries = { ...views, dq: dqs, ...(scores ? { dBias: scores } : {}) };
-  dispatchNamed(call, attentionBackwardQueries(picked.queries), queries, plan.queries, flops.queries);
-  [dqs, dks, dvs].forEach((parts, i) => {
-    if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
-  });
+  const matrix = scores
+    ? null
+    : pickAttentionMatrixBackward(call.capabilities, shape, at, storage, features, settings.softmaxScale);
+  if (matrix !== null) {
+    const plan = planAttentionMatrixBackward(matrix, shape, at, settings), [dq, dk, dv] = targets;
+    dispatchNamed(call, attentionMatrixBackwardKeys(matrix.keys), { ...views, dk, dv }, plan.keys, flops.keys);
+    dispatchNamed(call, attentionMatrixBackwardQueries(matrix.queries), { ...views, dq }, plan.queries, flops.queries);
+  } else {
+    const part = (y: View, parts: number): View => parts === 1 ? y : call.temporary([parts, ...y.shape], "f32");
+    const [dqs, dks, dvs] = targets.map((y, i) => part(y, i === 0 ? picked.queries.parts : picked.keys.parts));
+    dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: dks, dv: dvs }, plan.keys, flops.keys);
+    const queries = { ...views, dq: dqs, ...(scores ? { dBias: scores } : {}) };
+    dispatchNamed(call, attentionBackwardQueries(picked.queries), queries, plan.queries, flops.queries);
+    [dqs, dks, dvs].forEach((parts, i) => {
+      if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
+    });
+  }
   targets.forEach((y, i) => {
     if (y !== call.outputs[i]) copy(call, y, call.outputs[i]);
   });

@@ -1,0 +1,146 @@
+/**
+ * Which calls of attention run on subgroup matrices, and in which tiles.
+ *
+ * q, k and v must be f16; what remains is on the portable kernels: other storage, a scale that is not between 10⁻⁶ and 1,
+ * fewer rows than one matrix has, and in the backward dropout, the gradient of a bias, and head sizes over 128, whose four sets of
+ * matrices do not fit the registers.
+ */
+import type { Capabilities } from "../tensor/backend.ts";
+import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
+import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
+import { attentionMatrixBackwardMemory, type AttentionMatrixBackwardParams } from "./attention_matrix_backward.ts";
+import { attentionMatrixForwardMemory, type AttentionMatrixForwardParams } from "./attention_matrix_forward.ts";
+import { isMatrixTile, matrixOperandOf, matrixThreads, type MatrixTile } from "./attention_matrix_tiles.ts";
+import { denseStrides } from "./attention_options.ts";
+
+/** What the choice wants to know of a device. */
+export type MatrixCapabilities = Pick<
+  Capabilities,
+  "f16" | "subgroupSize" | "subgroupMatrix" | "maxWorkgroupMemory" | "maxInvocations"
+>;
+
+type Storage = Readonly<Record<"q" | "k" | "v", AttentionStorage>>;
+
+/** The adapter's matrices: the deepest of f16 that are summed in f32, and of these the narrowest. */
+function unitOf({ f16, subgroupSize, subgroupMatrix }: MatrixCapabilities): { m: number; n: number; k: number } | null {
+  if (!f16 || subgroupSize === 0) return null;
+  const found = subgroupMatrix.filter(({ ab, acc, n, k }) =>
+    ab === "f16" && acc === "f32" && n % 8 === 0 && k % 8 === 0
+  );
+  return found.sort((a, b) => b.m * b.k - a.m * a.k || a.n - b.n)[0] ?? null;
+}
+
+/** A tile in rows instead of matrices. */
+interface Spread {
+  /** Subgroups. */
+  readonly down: number;
+  /** Rows of a subgroup. */
+  readonly rows: number;
+  readonly step: number;
+  /** The next step is loaded before this one's products instead of after them. */
+  readonly early?: boolean;
+}
+
+/** The tile in the adapter's matrices, 16-bit scores in place. */
+function tileOf(
+  { m, n, k }: { m: number; n: number; k: number },
+  lanes: number,
+  { down, rows, step }: Spread,
+): MatrixTile {
+  return { m, n, k, lanes, down, high: rows / m, step, pad: rows === lanes ? 1 : Math.max(1, step / 8), inPlace: true };
+}
+
+/** True when a call's operands and sizes are what the matrix kernels take. */
+function takes(
+  { headDim, valueDim, seqlenQ, seqlenK }: AttentionShape,
+  { q, k, v }: Storage,
+  scale: number,
+  largest: number,
+): boolean {
+  return [q, k, v].every((storage) => storage === "f16") && Math.max(headDim, valueDim) <= largest && scale >= 1e-6 &&
+    scale <= 1 && Math.min(seqlenQ, seqlenK) >= 16;
+}
+
+/**
+ * Chooses the matrix kernel of a forward call; null when the call is for the portable one.
+ *
+ * @param storage of q, k, v and of out
+ */
+export function pickAttentionMatrixForward(
+  capabilities: MatrixCapabilities,
+  shape: AttentionShape,
+  at: AttentionLayout,
+  storage: Storage & { readonly out: AttentionStorage },
+  features: AttentionFeatures,
+  scale: number,
+): AttentionMatrixForwardParams | null {
+  const unit = unitOf(capabilities), { headDim, valueDim } = shape, { subgroupSize } = capabilities;
+  if (unit === null || !takes(shape, storage, scale, 256)) return null;
+  const common = {
+    headDim,
+    valueDim,
+    q: matrixOperandOf(storage.q, headDim, at.q),
+    k: matrixOperandOf(storage.k, headDim, at.k),
+    v: matrixOperandOf(storage.v, valueDim, at.v),
+    out: denseOperand(storage.out, valueDim),
+    features,
+    lastFirst: features.window,
+  };
+  for (const spread of forwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
+    const params = { ...common, early: spread.early ?? false, tile: tileOf(unit, subgroupSize, spread) };
+    if (isMatrixTile(params.tile) && fits(capabilities, params.tile, attentionMatrixForwardMemory(params))) {
+      return params;
+    }
+  }
+  return null;
+}
+
+function fits({ maxInvocations, maxWorkgroupMemory }: MatrixCapabilities, tile: MatrixTile, bytes: number): boolean {
+  return matrixThreads(tile) <= maxInvocations && bytes <= maxWorkgroupMemory;
+}
+
+/** Tiles to try, best first. */
+function forwardTiles(lanes: number, size: number): Spread[] {
+  const last = [{ down: 2, rows: 16, step: 16 }, { down: 2, rows: 8, step: 8 }, { down: 1, rows: 8, step: 8 }];
+  if (lanes < 16) return last.slice(1); // a software adapter: large texts take seconds to compile
+  if (size > 128) return [{ down: 4, rows: 16, step: 16 }, ...last];
+  return [{ down: 4, rows: 32, step: 16, early: size > 80 }, { down: 4, rows: 16, step: 16 }, ...last];
+}
+
+/** Chooses the matrix kernels of a backward call; null when the call is for the portable ones. */
+export function pickAttentionMatrixBackward(
+  capabilities: MatrixCapabilities,
+  shape: AttentionShape,
+  at: AttentionLayout,
+  storage: Storage & { readonly dOut: AttentionStorage; readonly grad: AttentionStorage },
+  features: AttentionFeatures,
+  scale: number,
+): { keys: AttentionMatrixBackwardParams; queries: AttentionMatrixBackwardParams } | null {
+  const unit = unitOf(capabilities), { headDim, valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
+  if (unit === null || !takes(shape, storage, scale, 128) || storage.dOut !== "f16" || features.dropout) return null;
+  const common = {
+    headDim,
+    valueDim,
+    q: matrixOperandOf(storage.q, headDim, at.q),
+    k: matrixOperandOf(storage.k, headDim, at.k),
+    v: matrixOperandOf(storage.v, valueDim, at.v),
+    dOut: matrixOperandOf("f16", valueDim, denseStrides(seqlenQ, heads, valueDim)),
+    grad: storage.grad,
+    features: { ...features, sinks: false },
+    longFirst: features.window,
+  };
+  for (const spread of backwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
+    const params = { ...common, early: true, tile: tileOf(unit, subgroupSize, spread) };
+    if (isMatrixTile(params.tile) && fits(capabilities, params.tile, attentionMatrixBackwardMemory(params))) {
+      return { keys: params, queries: { ...params, early: false } };
+    }
+  }
+  return null;
+}
+
+/** Tiles of both kernels to try, best first. */
+function backwardTiles(lanes: number, size: number): Spread[] {
+  const last = [{ down: 2, rows: 16, step: 16 }, { down: 2, rows: 8, step: 8 }, { down: 1, rows: 8, step: 8 }];
+  if (lanes < 16) return last.slice(1);
+  return [...size <= 64 ? [{ down: 2, rows: 32, step: 16 }] : [], { down: 4, rows: 16, step: 16 }, ...last];
+}
