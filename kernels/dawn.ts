@@ -16,6 +16,9 @@
  */
 import { UnsupportedError, ValueError } from "../tensor/errors.ts";
 
+export { type MatmulTuning, tuneMatmul, type TuneOptions, useMatmulTuning } from "./matmul_tune.ts";
+export type { MatrixTable, RatedTile } from "./matmul_matrix_plan.ts";
+
 /** How to open Dawn. */
 export interface DawnOptions {
   /**
@@ -48,6 +51,7 @@ interface Runtime {
     readonly env: Readonly<Record<string, string | undefined>>;
     readonly platform: string;
   };
+  readonly setImmediate?: (f: (...args: unknown[]) => void, ...args: unknown[]) => unknown;
 }
 
 const runtime = globalThis as unknown as Runtime;
@@ -103,8 +107,15 @@ export function dawn({ robustness = true, backend = platformBackend() }: DawnOpt
   // GPUBufferUsage and its like, where the runtime has no WebGPU of its own.
   for (const [name, value] of Object.entries(globals)) if (!(name in globalThis)) Reflect.set(globalThis, name, value);
   const toggles = ["allow_unsafe_apis", "vulkan_enable_f16_on_nvidia", ...robustness ? [] : ["disable_robustness"]];
-  const gpu = create([`backend=${backend}`, `enable-dawn-features=${toggles}`]);
-  if (kept.length === 0) leaveQuickly();
+  const gpu = create([
+    `backend=${backend}`,
+    `enable-dawn-features=${toggles}`,
+    "disable-dawn-features=timestamp_quantization", // a page may not know time this well; a profile must
+  ]);
+  if (kept.length === 0) {
+    leaveQuickly();
+    pollSlowly();
+  }
   kept.push(gpu);
   return gpu;
 }
@@ -123,6 +134,28 @@ export function available(module: Dawn | Error): Dawn {
 function platformBackend(): NonNullable<DawnOptions["backend"]> {
   const os = runtime.Deno?.build.os ?? runtime.process?.platform;
   return os === "darwin" ? "metal" : os === "windows" || os === "win32" ? "d3d12" : "vulkan";
+}
+
+/** How long Dawn may ask without a pause whether the GPU has finished, and the pause after that, in milliseconds. */
+const eager = 3, pause = 1;
+
+/**
+ * Dawn waits by asking again and again through `setImmediate`, each time with a new native function. Work of seconds then
+ * takes a processor for as long, and Deno minutes to collect those functions. After a few milliseconds its questions
+ * wait for a timer; other callers of `setImmediate` are not touched.
+ */
+function pollSlowly(): void {
+  const { setImmediate: immediate } = runtime;
+  if (immediate === undefined) return;
+  let began = 0, last = 0;
+  const asking = (f: (...args: unknown[]) => void, ...args: unknown[]): unknown => {
+    if (args.length > 0 || !Function.prototype.toString.call(f).includes("[native code]")) return immediate(f, ...args);
+    const now = performance.now();
+    if (now - last > 10 * pause) began = now;
+    last = now;
+    return now - began < eager ? immediate(f) : setTimeout(f, pause);
+  };
+  Reflect.set(globalThis, "setImmediate", asking);
 }
 
 /** Ends the process at its end without the clean-up in which Dawn can crash. */

@@ -6,7 +6,7 @@ import { expressions, gridFor } from "./elementwise.ts";
 import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
 import { fill } from "./movement.ts";
-import { multiply } from "./matmul_lowering.ts";
+import { multiply, type Multiplying } from "./matmul_lowering.ts";
 import { lowerReduce } from "./reduce_lowering.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 
@@ -80,10 +80,11 @@ function fresh(call: Lowering<unknown>, x: View): View {
 }
 
 /** A call whose temporaries of one size are one buffer: chunks follow one another, so their products can share it. */
-function sharing(call: Lowering<unknown>): Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
+function sharing(call: Lowering<unknown>): Multiplying {
   const made = new Map<string, View>();
   return {
     capabilities: call.capabilities,
+    packed: new Map(),
     dispatch: (...launch) => call.dispatch(...launch),
     temporary: (shape, dtype) => {
       const id = `${dtype} ${shape}`, known = made.get(id) ?? call.temporary(shape, dtype);

@@ -29,6 +29,12 @@ function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: nu
   return collapse(batch, [lead(a), lead(b)]);
 }
 
+/** What a product needs of its call. */
+export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
+  /** What was packed for matrix units into which buffer; operands that lie there already are not packed again. */
+  readonly packed?: Map<number, string>;
+}
+
 /** Where a product goes: into what its target holds, or from some row of it on. */
 export interface MatmulTarget {
   /** The first row of the target; the columns are all of its columns. */
@@ -39,7 +45,7 @@ export interface MatmulTarget {
 
 /** y = a · b for matrices, f32 or of an even number of columns; written from a row of y on, or added to y. */
 export function multiply(
-  call: Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities">,
+  call: Multiplying,
   a: View,
   b: View,
   { transposeA, transposeB }: Params,
@@ -56,14 +62,25 @@ export function multiply(
 }
 
 function dispatchProduct(
-  call: Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities">,
+  call: Multiplying,
   [a, b, y]: readonly [View, View, View],
   problem: MatmulProblem,
 ): void {
   const plan = planMatmul(call.capabilities, problem);
   const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
   const flops = 2 * problem.m * problem.n * problem.k * sizeOf(problem.batch);
-  call.dispatch(plan.kernel, [a, b, target], plan.uniforms, plan.workgroups, { flops });
+  const operands = { a, b }, exponents: View[] = [];
+  for (const { operand, kernel, uniforms, workgroups, ...size } of plan.packs) {
+    const x = operands[operand], axes = operand === "a" ? [] : [1]; // two shapes, since calls may share buffers by shape
+    const whole = call.temporary([size.bytes / 4, ...axes], "u32");
+    const written = size.exponents === 0 ? [] : [call.temporary([size.exponents, ...axes], "i32")];
+    const what = `${x.buffer.id} ${kernel.name} ${Object.values(uniforms)}`;
+    if (call.packed?.get(whole.buffer.id) !== what) call.dispatch(kernel, [x, whole, ...written], uniforms, workgroups);
+    call.packed?.set(whole.buffer.id, what);
+    operands[operand] = whole;
+    exponents.push(...written);
+  }
+  call.dispatch(plan.kernel, [operands.a, operands.b, ...exponents, target], plan.uniforms, plan.workgroups, { flops });
   if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
 }
 

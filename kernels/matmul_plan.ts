@@ -2,6 +2,7 @@
  * From a product to the dispatches that compute it: which kernel with which tile (`pickMatmul`), with which uniforms
  * (`planMatmul`). The kernels themselves, and what was measured of them, are in `matmul.ts`.
  */
+import type { Capabilities } from "../tensor/backend.ts";
 import type { Kernel } from "./kernel.ts";
 import {
   matmulColumns,
@@ -15,6 +16,8 @@ import {
   matmulTile,
   tileMemory,
 } from "./matmul.ts";
+import type { MatrixTile } from "./matmul_matrix.ts";
+import { type PackStep, pickMatrix, planMatrix } from "./matmul_matrix_plan.ts";
 
 /** Where an operand lies: matrices in one buffer, counted in elements. */
 export interface MatmulView {
@@ -52,10 +55,13 @@ export interface MatmulCapabilities {
   readonly maxInvocations: number;
   /** Lanes of a subgroup; at most 8 tells a processor that plays a GPU. */
   readonly subgroupSize: number;
+  readonly f16?: boolean;
+  /** The shapes and types of matrix units; products of 16-bit numbers use those that sum in f32. */
+  readonly subgroupMatrix?: Capabilities["subgroupMatrix"];
 }
 
 /** Which kernel, with which parameters. */
-export type MatmulChoice = MatmulTile | MatmulStream;
+export type MatmulChoice = MatmulTile | MatmulStream | MatrixTile;
 
 /** A kernel with its workgroups and uniforms. */
 export interface MatmulStep {
@@ -64,9 +70,13 @@ export interface MatmulStep {
   readonly uniforms: Readonly<Record<string, number>>;
 }
 
-/** The first step binds a, b and what it writes: C, or `scratchBytes` of partial products, which `sum` adds into C. */
+/**
+ * The first step binds a, b and what it writes: C, or `scratchBytes` of partial products, which `sum` adds into C. `packs`
+ * come before it, and replace operands; their exponents are bound after b.
+ */
 export interface MatmulPlan extends MatmulStep {
   readonly choice: MatmulChoice;
+  readonly packs: readonly PackStep[];
   readonly splits: number;
   readonly scratchBytes: number;
   readonly sum: MatmulStep | undefined;
@@ -143,6 +153,8 @@ export function pickMatmul(capabilities: MatmulCapabilities, problem: MatmulProb
     const splits = split(Math.ceil(results / 8 / width), groups * 4);
     return { kind: "columns", m: vectors, lanes: 8, groups, rows: 1, unroll: 4, splits };
   }
+  const matrix = pickMatrix(capabilities, problem);
+  if (matrix !== undefined) return matrix;
   let best: MatmulTile | undefined, shortest = Infinity;
   for (const { rate, wanted, ...tile } of tiles) {
     const { bm, bn, bk, tm, tn } = tile;
@@ -218,6 +230,7 @@ export function planMatmul(
   const p = collapse(problem);
   const { offsetC = 0, accumulate = false } = problem;
   const choice = pick(capabilities, p);
+  if (choice.kind === "matrix") return planMatrix(capabilities, p, choice);
   const step = choice.kind === "tile" ? choice.bk : 8;
   const chunk = Math.max(1, Math.ceil(p.k / choice.splits / step)) * step;
   const splits = Math.max(1, Math.ceil(p.k / chunk));
@@ -257,6 +270,7 @@ export function planMatmul(
   const [, batch1, batch2] = three(p.batch, 1);
   return {
     choice,
+    packs: [],
     splits,
     kernel,
     workgroups: line(workgroups),

@@ -1,0 +1,332 @@
+/**
+ * Matrix products on matrix units: C[b, m, n] = A[b, m, k] · B[b, k, n], f16 in memory and into the units, f32 sums.
+ */
+import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
+import type { MatmulDType } from "./matmul.ts";
+import { pack2, roundingFunctions } from "./storage.ts";
+
+/** A shape of the matrix units: D[m, n] += A[m, k] · B[k, n]. */
+export interface MatrixUnit {
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+}
+
+/** The tile of a workgroup, its step along k, and the part of the tile that a subgroup makes. */
+export interface MatrixTile {
+  readonly kind: "matrix";
+  readonly bm: number;
+  readonly bn: number;
+  readonly bk: number;
+  readonly wm: number;
+  readonly wn: number;
+  /** Slices in workgroup memory: 2 save a barrier, and take twice the memory. */
+  readonly buffers: 1 | 2;
+  readonly splits: number;
+  readonly unit: MatrixUnit;
+  /** Lanes of a subgroup. */
+  readonly lanes: number;
+}
+
+/** What a kernel reads and writes. */
+export interface MatrixParts {
+  /** Whether rows of A are adjacent in memory, rather than its columns. */
+  readonly transposedA: boolean;
+  readonly transposedB: boolean;
+  readonly out: MatmulDType;
+  /** Elements of C that are sure to lie in C together; 16 bits need 2. */
+  readonly outVec: 1 | 2 | 4 | 8;
+  /** k ends with a step: nothing to mask. */
+  readonly exactK: boolean;
+  /** Steps along k that the compiler knows to follow one another; every split's steps are a multiple. */
+  readonly inner: number;
+  /** Adds to what C holds. */
+  readonly accumulate: boolean;
+  /** Operands that come with exponents: a power of two a row of A, a column of B, by which C is multiplied. */
+  readonly scaledA: boolean;
+  readonly scaledB: boolean;
+}
+
+const letters = { f32: "f", f16: "h", bf16: "b" };
+
+const uniforms: Record<string, UniformType> = Object.fromEntries(
+  ("m n k offset_a offset_b offset_c stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
+    "workgroups").split(" ").map((name) => [name, "u32"]),
+);
+
+/** Halves by which a row of a slice is longer than its elements, so that the rows of a matrix start in different banks. */
+const pad = 8;
+
+interface Side {
+  readonly x: "a" | "b";
+  readonly alongK: boolean;
+  readonly extent: number;
+  readonly first: string;
+  readonly size: string;
+  /** vec4u from row to row of the slice. */
+  readonly stride: number;
+  readonly width: number;
+  readonly words: number;
+  readonly loads: number;
+}
+
+/** A slice lies as its operand does: rows adjacent along k or along the tile. */
+function sidesOf({ bm, bn, bk, wm, wn, lanes }: MatrixTile, { transposedA, transposedB }: MatrixParts): [Side, Side] {
+  const threads = bm / wm * (bn / wn) * lanes;
+  const side = (x: "a" | "b", alongK: boolean, extent: number): Side => {
+    const [height, width] = alongK ? [extent, bk] : [bk, extent];
+    const stride = (width + pad) / 8;
+    const loads = height * width / 8 / threads;
+    return {
+      x,
+      alongK,
+      extent,
+      first: `first_${x}`,
+      size: x === "a" ? "u.m" : "u.n",
+      stride,
+      width,
+      words: height * stride,
+      loads,
+    };
+  };
+  return [side("a", !transposedA, bm), side("b", transposedB, bn)];
+}
+
+/** How a subgroup's sums pass through workgroup memory: `columns` at a time, rows of `stride` f32; `words` of vec4u in all. */
+function stripOf({ bm, bn, wm, wn, unit }: MatrixTile, words: number) {
+  const subgroups = bm / wm * (bn / wn);
+  let columns = wn & -wn; // lanes share rows evenly
+  const size = () => subgroups * unit.m * (columns + 8) / 4;
+  while (columns % (2 * unit.n) === 0 && columns / 2 % 8 === 0 && size() > words) columns /= 2;
+  return { columns, stride: columns + 8, words: size() };
+}
+
+/** Bytes of workgroup memory of a tile. */
+export function matrixMemory(tile: MatrixTile, parts: MatrixParts): number {
+  const [a, b] = sidesOf(tile, parts), words = (a.words + b.words) * tile.buffers;
+  return 16 * Math.max(words, stripOf(tile, words).words);
+}
+
+/** The kernel of a tile. */
+export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
+  const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
+  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB } = parts;
+  const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
+    `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_${letters[out]}${outVec}${exactK ? "_exact" : ""}` +
+    `${inner > 1 ? `_i${inner}` : ""}${accumulate ? "_add" : ""}${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}`;
+  return kernel(name, {
+    reads: { a: "vec4u", b: "vec4u", ...scaledA ? { scale_a: "i32" } : {}, ...scaledB ? { scale_b: "i32" } : {} },
+    writes: { c: typeOfC(parts) },
+    uniforms,
+    requires: ["f16", "subgroups", "subgroup-matrix"],
+  }, () => body(tile, parts));
+}
+
+function body(tile: MatrixTile, parts: MatrixParts): string {
+  const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
+  const { exactK, inner } = parts;
+  const subgroups = bm / wm * (bn / wn), threads = subgroups * lanes;
+  const rows = wm / unit.m, columns = wn / unit.n;
+  const left = `subgroup_matrix_left<f16, ${unit.k}, ${unit.m}>`;
+  const right = `subgroup_matrix_right<f16, ${unit.n}, ${unit.k}>`;
+  const result = `subgroup_matrix_result<f32, ${unit.n}, ${unit.m}>`;
+  const sides = sidesOf(tile, parts);
+  const slice = sides[0].words + sides[1].words;
+  const start = { a: 0, b: sides[0].words };
+  const strip = stripOf(tile, slice * buffers);
+  const every = (f: (side: Side, id: string, p: number) => string) =>
+    sides.flatMap((side) => each(side.loads, (p) => f(side, `${side.x}${p}`, p)));
+
+  // Where a thread's loads start (g) and where they land (s).
+  const places = every(({ x, alongK, first, size, width, stride }, id, p) => {
+    const q = `(li + ${p * threads}u)`, column = `${q} % ${width / 8}u`;
+    // Rows of four vectors are five apart: rows 0, 4, 1, 5, … let eight lanes write to eight different banks.
+    const row = width === 32
+      ? `(((${q} / 4u) & ~7u) | ((${q} >> 3u) & 3u) | (((${q} / 4u) & 1u) << 2u))`
+      : `${q} / ${width / 8}u`;
+    const at = alongK
+      ? `base_${x} + min(${first} + ${row}, ${size} - 1u) * u.stride_${x}${exactK ? ` + ${column} * 8u` : ""}`
+      : `base_${x} + ${exactK ? `${row} * u.stride_${x} + ` : ""}min(${first} + ${column} * 8u, ${size} - 8u)`;
+    return wgsl`  let g_${id} = (${at}) >> 3u; let s_${id} = ${start[x]}u + ${row} * ${stride}u + ${column};${
+      exactK ? "" : ` let k_${id} = ${alongK ? `${column} * 8u` : row};`
+    }`;
+  });
+  const load = (at: string) =>
+    every(({ x, alongK }, id) => {
+      const steps = (k: string) => alongK ? `(${k} >> 3u)` : `${k} * (u.stride_${x} >> 3u)`;
+      if (exactK) return `    v_${id} = ${x}[g_${id} + ${steps(at)}];`;
+      const k = `${at} + k_${id}`;
+      return `    v_${id} = select(vec4u(), ${x}[g_${id} + ${
+        steps(`min(${k}, ${alongK ? "(u.k - 1u) & ~7u" : "u.k - 1u"})`)
+      }], ${k} < end);`;
+    });
+  const plus = (buffer: string, at: string) => buffer === "" ? at : `${buffer} + ${at}`;
+  const save = (buffer: string) => every((_, id) => `    slices[${plus(buffer, `s_${id}`)}] = v_${id};`);
+  const fragment = ({ x, alongK, stride }: Side, i: number, kk: number, buffer: string) => {
+    const at = alongK
+      ? `at_${x} + ${start[x] + i * stride + kk * unit.k / 8}u`
+      : `at_${x} + ${start[x] + kk * unit.k * stride + i / 8}u`;
+    return `subgroupMatrixLoad<${x === "a" ? left : right}, ${alongK === (x === "a") ? "row" : "col"}_major>(&slices, ${
+      plus(buffer, at)
+    }, ${stride}u)`;
+  };
+  const multiply = (buffer: string) =>
+    each(bk / unit.k, (kk) =>
+      wgsl`    {
+${each(rows, (i) => `      let a${i} = ${fragment(sides[0], i * unit.m, kk, buffer)};`)}
+${
+        each(columns, (j) =>
+          wgsl`      let b${j} = ${fragment(sides[1], j * unit.n, kk, buffer)};
+${each(rows, (i) => `      c${i}_${j} = subgroupMatrixMultiplyAccumulate(a${i}, b${j}, c${i}_${j});`)}`)
+      }
+    }`);
+  // A bound that the compiler knows spares the counter that it would add to the loop.
+  const [head, tail, bound] = inner === 1 ? ["  while (k < end) {", "  }", "last"] : [
+    wgsl`  for (var outer = 0u; outer < (end - begin) / ${inner * bk}u; outer++) {
+  for (var step = 0u; step < ${inner}u; step++) {`,
+    "  } }",
+    `end - ${bk}u`,
+  ];
+  const ahead = `    k += ${bk}u; let next = min(k, ${bound});`;
+  const loop = buffers === 1
+    ? wgsl`${head}
+${save("")}
+    workgroupBarrier();
+${ahead}
+${load("next")}
+${multiply("")}
+    workgroupBarrier();
+${tail}`
+    : wgsl`${save("")}
+  workgroupBarrier();
+  var now = 0u;
+${head}
+${ahead}
+${load("next")}
+${multiply("now")}
+    now = ${slice}u - now;
+${save("now")}
+    workgroupBarrier();
+${tail}`;
+  const perRow = strip.columns / 8, atOnce = Math.min(unit.m, lanes / perRow);
+  const at = ({ x, alongK, stride }: Side, i: string) => `let at_${x} = ${i}${alongK ? ` * ${stride}u` : " / 8u"};`;
+  return wgsl`var<workgroup> slices: array<vec4u, ${Math.max(slice * buffers, strip.words)}>;
+${storer(parts)}
+@compute @workgroup_size(${threads})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
+  let id = wid.y * 65535u + wid.x;
+  if (id >= u.workgroups) { return; }
+  let tiles = u.tilesM * u.tilesN; let tile = id % tiles; let split = id / tiles % u.splits; let z = id / tiles / u.splits;
+  let z2 = z % u.batch2; let z1 = z / u.batch2 % u.batch1; let z0 = z / u.batch2 / u.batch1;
+  let base_a = u.offset_a + z0 * u.a0 + z1 * u.a1 + z2 * u.a2;
+  let base_b = u.offset_b + z0 * u.b0 + z1 * u.b1 + z2 * u.b2;
+  let base_c = u.offset_c + split * u.partial + z * u.m * u.n;
+  let begin = split * u.chunk; let end = min(u.k, begin + u.chunk);
+  var k = begin;${inner === 1 ? ` let last = begin + (end - begin - 1u) / ${bk}u * ${bk}u;` : ""}
+  // A few rows of tiles at a time, so that neighbours in time share their operands in the cache.
+  let band = tile / (4u * u.tilesN) * 4u; let high = min(u.tilesM - band, 4u); let within = tile % (4u * u.tilesN);
+  let first_a = (band + within % high) * ${bm}u; let first_b = within / high * ${bn}u;
+  let subgroup = li / ${lanes}u; let lane = li % ${lanes}u;
+  let row = subgroup / ${bn / wn}u * ${wm}u; let column = subgroup % ${bn / wn}u * ${wn}u;
+  ${at(sides[0], "row")} ${at(sides[1], "column")}
+${places}
+${each(rows, (i) => each(columns, (j) => `  var c${i}_${j} = ${result}();`).join("\n"))}
+${every((_, id) => `  var v_${id} = vec4u();`)}
+${load("begin")}
+${loop}
+  // Each subgroup's sums pass through a strip of its own, from where its lanes store eight neighbours at a time.
+  let mine = subgroup * ${unit.m * strip.stride / 4}u;
+  let r = lane / ${perRow}u; let source = mine + r * ${strip.stride / 4}u + lane % ${perRow}u * 2u;
+  let m = first_a + row + r; let n = first_b + column + lane % ${perRow}u * 8u;
+${
+    each(rows, (i) =>
+      each(wn / strip.columns, (h) =>
+        wgsl`${
+          each(strip.columns / unit.n, (j) =>
+            `  subgroupMatrixStore<row_major>(&slices, mine + ${j * unit.n / 4}u, c${i}_${
+              h * strip.columns / unit.n + j
+            }, ${strip.stride / 4}u);`)
+        }
+  workgroupBarrier();
+  for (var p = 0u; p < ${unit.m / atOnce}u; p++) {
+    let word = source + p * ${atOnce * strip.stride / 4}u;
+    store(${
+          ["base_c", `m + ${i * unit.m}u + p * ${atOnce}u`, `n + ${h * strip.columns}u`].join(", ")
+        }, bitcast<vec4f>(slices[word]), bitcast<vec4f>(slices[word + 1u])${
+          parts.scaledA ? ", base_a / u.stride_a" : ""
+        }${parts.scaledB ? ", base_b / u.stride_b" : ""});
+  }
+  workgroupBarrier();`).join("\n"))
+  }
+}`;
+}
+
+/** WGSL type of C's buffer. */
+function typeOfC({ out, outVec }: MatrixParts): string {
+  if (out === "f32") return outVec >= 4 ? "vec4f" : "f32";
+  return outVec === 8 ? "vec4u" : outVec === 4 ? "vec2u" : "u32";
+}
+
+/** `store(base, m, n, v, w)`: the eight columns of C from n on, as far as they exist, in row m. */
+function storer({ out, outVec, accumulate, scaledA, scaledB }: MatrixParts): string {
+  const pair = (w: string) =>
+    out === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
+  const parts = ["low.x", "low.y", "low.z", "low.w", "high.x", "high.y", "high.z", "high.w"];
+  const words = [0, 2, 4, 6].map((i) => {
+    const [a, b] = accumulate ? [`${parts[i]} + p${i}.x`, `${parts[i + 1]} + p${i}.y`] : [parts[i], parts[i + 1]];
+    return pack2(out, a, b);
+  });
+  const old = (i: number, w: string) => accumulate ? [`let p${i} = ${pair(w)};`] : [];
+  const within = (j: number, text: string) => j === 0 ? text : `if (n + ${j}u < u.n) { ${text} }`;
+  let lines: string[];
+  if (out === "f32") {
+    lines = outVec >= 4
+      ? ["low", "high"].map((v, h) => {
+        const i = `(start >> 2u) + ${h}u`;
+        const text = `c[${i}] = ${v}${accumulate ? ` + c[${i}]` : ""};`;
+        return outVec === 8 ? text : within(4 * h, text);
+      })
+      : parts.map((v, j) => within(j, `c[start + ${j}u] = ${v}${accumulate ? ` + c[start + ${j}u]` : ""};`));
+  } else if (outVec === 8) {
+    lines = [
+      ...accumulate ? ["let before = c[start >> 3u];"] : [],
+      ...["x", "y", "z", "w"].flatMap((w, i) => old(2 * i, `before.${w}`)),
+      `c[start >> 3u] = vec4u(${words.join(", ")});`,
+    ];
+  } else if (outVec === 4) {
+    lines = [0, 1].map((h) =>
+      within(
+        4 * h,
+        [
+          ...accumulate ? [`let before = c[(start >> 2u) + ${h}u];`] : [],
+          ...["x", "y"].flatMap((w, i) => old(4 * h + 2 * i, `before.${w}`)),
+          `c[(start >> 2u) + ${h}u] = vec2u(${words.slice(2 * h, 2 * h + 2).join(", ")});`,
+        ].join(" "),
+      )
+    );
+  } else {
+    lines = words.map((word, i) =>
+      within(2 * i, [...old(2 * i, `c[(start >> 1u) + ${i}u]`), `c[(start >> 1u) + ${i}u] = ${word};`].join(" "))
+    );
+  }
+  const scaled = scaledA || scaledB;
+  const exponent = (j: number) =>
+    [...scaledA ? ["ea"] : [], ...scaledB ? [`scale_b[first_b + min(n + ${j}u, u.n - 1u)]`] : []].join(" + ");
+  const four = (h: number) => `vec4i(${each(4, (j) => exponent(4 * h + j)).join(", ")})`;
+  return wgsl`${roundingFunctions(out)}
+${
+    scaled
+      ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
+fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
+      : ""
+  }
+fn store(base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", first_a: u32" : ""}${
+    scaledB ? ", first_b: u32" : ""
+  }) {
+  if (m >= u.m || n >= u.n) { return; }
+  let start = base + m * u.n + n;
+${scaledA ? "  let ea = scale_a[first_a + m];" : ""}
+  ${scaled ? `let low = times(v, ${four(0)}); let high = times(w, ${four(1)});` : "let low = v; let high = w;"}
+${lines}
+}`;
+}

@@ -1,0 +1,255 @@
+/** From a product to dispatches on matrix units: which tile, which operands are packed first, with which uniforms. */
+import type { Capabilities } from "../tensor/backend.ts";
+import { matmulSum } from "./matmul.ts";
+import { matmulMatrix, matrixMemory, type MatrixParts, type MatrixTile, type MatrixUnit } from "./matmul_matrix.ts";
+import { packMatrix, type PackParts } from "./matmul_matrix_pack.ts";
+import type { MatmulCapabilities, MatmulPlan, MatmulProblem, MatmulStep, MatmulView } from "./matmul_plan.ts";
+
+/** The dispatch that packs an operand, and what it writes. */
+export interface PackStep extends MatmulStep {
+  readonly operand: "a" | "b";
+  /** Bytes of the packed operand. */
+  readonly bytes: number;
+  /** How many exponents come with it; 0 where its numbers stay what they are. */
+  readonly exponents: number;
+}
+
+/** The shape of the units that multiply f16 and sum in f32; the largest where there are several. */
+export function matrixUnit(
+  { subgroupMatrix = [] }: Pick<Partial<Capabilities>, "subgroupMatrix">,
+): MatrixUnit | undefined {
+  return subgroupMatrix
+    .filter(({ ab, acc, m, n, k }) => ab === "f16" && acc === "f32" && [m, n, k].every((x) => x % 8 === 0))
+    .toSorted((x, y) => y.m * y.n * y.k - x.m * x.n * x.k)
+    .map(({ m, n, k }) => ({ m, n, k }))[0];
+}
+
+/** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */
+export interface RatedTile extends Pick<MatrixTile, "bm" | "bn" | "bk" | "wm" | "wn" | "buffers"> {
+  readonly rate: number;
+  readonly wanted: number;
+}
+
+/** What was measured of a device. */
+export interface MatrixTable {
+  /** Multiprocessors. */
+  readonly units: number;
+  readonly tiles: readonly RatedTile[];
+  /** Into how many parts k may be split; 32 when not given. */
+  readonly maxSplits?: number;
+}
+
+const rated = ([bm, bn, bk, wm, wn, rate, wanted]: readonly number[]): RatedTile => ({
+  ...{ bm, bn, bk, wm, wn, buffers: 1, rate, wanted },
+});
+
+/** Measured on an H200. */
+const gpu: MatrixTable = {
+  units: 132,
+  tiles: [
+    [128, 128, 32, 64, 64, 290, 1.85],
+    [128, 64, 32, 64, 32, 216, 1.85],
+    [64, 128, 64, 32, 32, 177, 1.2],
+    [64, 64, 64, 32, 32, 178, 2.6],
+    [32, 64, 64, 32, 32, 140, 5.9],
+    [16, 64, 64, 16, 32, 70, 6],
+  ].map(rated),
+};
+
+/** For a processor that plays a GPU: small tiles, which compile in less time. */
+const processor: MatrixTable = {
+  units: 2,
+  tiles: [[32, 32, 16, 16, 16, 0.003, 1], [16, 32, 16, 8, 16, 0.002, 1]].map(rated),
+};
+
+const tables = new WeakMap<object, MatrixTable>();
+
+/** Has products of a device choose from a table, or from the built-in one again; returns the table used before. */
+export function useMatrixTable(
+  capabilities: MatmulCapabilities,
+  table: MatrixTable | undefined,
+): MatrixTable | undefined {
+  const before = tables.get(capabilities);
+  if (table === undefined) tables.delete(capabilities);
+  else tables.set(capabilities, table);
+  return before;
+}
+
+/** The table of a device that nobody measured. */
+export function builtInTable({ subgroupSize }: Pick<MatmulCapabilities, "subgroupSize">): MatrixTable {
+  return subgroupSize <= 8 ? processor : gpu;
+}
+
+/** Microseconds that a second dispatch costs, and bytes of partial products moved in one. */
+const dispatchCost = 4, partialBytes = 5e6;
+
+const count = (batch: readonly number[]) => batch.reduce((x, y) => x * y, 1);
+
+/** Whether an operand can be read where it lies: f16, every row whole vectors of eight from whole vectors on. */
+function fits(v: MatmulView, adjacent: number): boolean {
+  return v.dtype === "f16" && adjacent % 8 === 0 && [v.offset, v.stride, ...v.batchStrides].every((x) => x % 8 === 0);
+}
+
+/** Operands that a product on matrix units has to pack. */
+function packed({ m, n, k, a, b }: MatmulProblem): { a: boolean; b: boolean } {
+  return { a: !fits(a, a.transposed ? m : k), b: !fits(b, b.transposed ? k : n) };
+}
+
+/**
+ * The tile and the split of k for which a model of the time is shortest; undefined where the device has no units for the
+ * types, or packing would cost more than they save.
+ */
+export function pickMatrix(
+  capabilities: MatmulCapabilities,
+  problem: MatmulProblem,
+): MatrixTile | undefined {
+  const unit = matrixUnit(capabilities), lanes = capabilities.subgroupSize;
+  const { m, n, k, a, b } = problem;
+  if (unit === undefined || !capabilities.f16 || lanes < 4 || m < 2 || n < 2 || k < 8) return undefined;
+  if (a.dtype === "f32" || b.dtype === "f32") return undefined;
+  const software = lanes <= 8;
+  const pack = packed(problem);
+  if (!software && (pack.a || pack.b) && m * n * k * count(problem.batch) < 2 ** 26) return undefined;
+  const { units, tiles, maxSplits = 32 } = tables.get(capabilities) ?? builtInTable(capabilities);
+  const batches = count(problem.batch);
+  const inPlace = { transposedA: !pack.a && a.transposed, transposedB: pack.b || b.transposed };
+  let best: MatrixTile | undefined, shortest = Infinity;
+  for (const { rate, wanted, ...sizes } of tiles) {
+    const tile: MatrixTile = { kind: "matrix", ...sizes, splits: 1, unit, lanes };
+    if (!possible(capabilities, tile, inPlace)) continue;
+    const { bm, bn, bk } = tile;
+    const workgroups = Math.ceil(m / bm) * Math.ceil(n / bn) * batches;
+    for (let splits = 1; splits === 1 || (!software && k / splits >= 256 && splits <= maxSplits); splits *= 2) {
+      const one = 2 * bm * bn * bk * Math.ceil(k / splits / bk) / (rate * 1e6 / units);
+      const time = one * Math.max(Math.ceil(workgroups * splits / units), wanted) +
+        (splits === 1 ? 0 : dispatchCost + 8 * splits * batches * m * n / partialBytes);
+      if (time < shortest) [best, shortest] = [{ ...tile, splits }, time];
+    }
+  }
+  return best;
+}
+
+/** Whether a device has room for a tile, and the tile's threads share its slices and strips evenly. */
+export function possible(
+  { maxInvocations, maxWorkgroupMemory }: MatmulCapabilities,
+  tile: MatrixTile,
+  layout: Pick<MatrixParts, "transposedA" | "transposedB">,
+): boolean {
+  const { bm, bn, bk, wm, wn, unit, lanes } = tile;
+  const threads = bm / wm * (bn / wn) * lanes;
+  return wm % unit.m === 0 && wn % unit.n === 0 && bk % unit.k === 0 && threads <= maxInvocations &&
+    bm * bk % (8 * threads) === 0 && bn * bk % (8 * threads) === 0 &&
+    matrixMemory(tile, { ...layout, ...plain }) <= maxWorkgroupMemory;
+}
+
+const plain = {
+  out: "f32",
+  outVec: 1,
+  exactK: true,
+  inner: 1,
+  accumulate: false,
+  scaledA: false,
+  scaledB: false,
+} as const;
+
+/** Workgroups in a line, folded where a dispatch dimension ends. */
+function line(workgroups: number): [number, number, number] {
+  return workgroups <= 65535 ? [workgroups, 1, 1] : [65535, Math.ceil(workgroups / 65535), 1];
+}
+
+const three = (v: readonly number[], fill: number) => [...Array<number>(3 - v.length).fill(fill), ...v];
+
+/** Packs an operand: rows of whole vectors along k, over the batch axes that it does not repeat. */
+function planPack(
+  operand: "a" | "b",
+  { batch, ...p }: MatmulProblem,
+  software: boolean,
+): { step: PackStep; view: MatmulView } {
+  const v = p[operand], rows = operand === "a" ? p.m : p.n, { k } = p;
+  const alongK = v.transposed === (operand === "b");
+  const words = Math.ceil(k / 8), kept = batch.map((_, i) => v.batchStrides[i] !== 0);
+  const sizes = batch.map((size, i) => kept[i] ? size : 1);
+  const batches = count(sizes);
+  const aligned = [v.offset, v.stride, ...v.batchStrides, k].every((x) => x % 8 === 0);
+  const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
+  const at = software ? 8 : alongK ? 256 / lanes : 32;
+  const parts: PackParts = {
+    ...{ dtype: v.dtype as "f16" | "bf16", alongK, vec: alongK && aligned ? 8 : 1, lanes, rows: at },
+  };
+  const groups = Math.ceil(rows / at), workgroups = groups * batches;
+  const [s0, s1, s2] = three(v.batchStrides, 0), [, batch1, batch2] = three(sizes, 1);
+  let step = rows * words * 8;
+  const batchStrides = sizes.toReversed().map((size, i) => kept[sizes.length - 1 - i] ? (step *= size) / size : 0)
+    .reverse();
+  return {
+    step: {
+      operand,
+      kernel: packMatrix(parts),
+      workgroups: line(workgroups),
+      uniforms: { rows, k, words, offset: v.offset, stride: v.stride, batch1, batch2, s0, s1, s2, groups, workgroups },
+      bytes: batches * rows * words * 16,
+      exponents: v.dtype === "bf16" ? batches * rows : 0,
+    },
+    view: { dtype: "f16", offset: 0, transposed: operand === "b", stride: words * 8, batchStrides },
+  };
+}
+
+/** The dispatches of a product by a tile; `problem` has its batch merged to at most three axes. */
+export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProblem, tile: MatrixTile): MatmulPlan {
+  const { m, n, k, batch, out, offsetC = 0, accumulate = false } = problem;
+  const software = capabilities.subgroupSize <= 8;
+  const must = packed(problem), packs: PackStep[] = [];
+  const operand = (x: "a" | "b"): MatmulView => {
+    if (!must[x]) return problem[x];
+    const { step, view } = planPack(x, problem, software);
+    packs.push(step);
+    return view;
+  };
+  const a = operand("a"), b = operand("b");
+  const { bm, bn, bk } = tile;
+  const chunk = Math.max(1, Math.ceil(k / tile.splits / bk)) * bk, splits = Math.max(1, Math.ceil(k / chunk));
+  const exactK = k % bk === 0, steps = chunk / bk;
+  const parts: MatrixParts = {
+    ...{ transposedA: a.transposed, transposedB: b.transposed, exactK },
+    // Steps of a loop whose length the compiler knows; it must come out even for every split.
+    inner: exactK && k % chunk === 0 ? Math.min(64, steps & -steps) : 1,
+    out: splits > 1 ? "f32" : out,
+    outVec: n % 8 === 0 ? 8 : n % 4 === 0 ? 4 : n % 2 === 0 ? 2 : 1,
+    accumulate: accumulate && splits === 1,
+    scaledA: must.a && problem.a.dtype === "bf16",
+    scaledB: must.b && problem.b.dtype === "bf16",
+  };
+  const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);
+  const workgroups = m * n === 0 ? 0 : tilesM * tilesN * splits * batches;
+  const partial = Math.ceil(batches * m * n / 4) * 4;
+  const [a0, a1, a2] = three(a.batchStrides, 0), [b0, b1, b2] = three(b.batchStrides, 0);
+  const [, batch1, batch2] = three(batch, 1);
+  return {
+    choice: tile,
+    splits,
+    packs,
+    kernel: matmulMatrix(tile, parts),
+    workgroups: line(workgroups),
+    uniforms: {
+      ...{
+        m,
+        n,
+        k: Math.ceil(k / 8) * 8,
+        offset_a: a.offset,
+        offset_b: b.offset,
+        stride_a: a.stride,
+        stride_b: b.stride,
+      },
+      offset_c: splits > 1 ? 0 : offsetC,
+      ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
+    },
+    scratchBytes: splits > 1 ? partial * splits * 4 : 0,
+    sum: splits > 1
+      ? {
+        kernel: matmulSum(out, accumulate),
+        workgroups: line(Math.ceil(partial / 1024)),
+        uniforms: { count: partial / 4, splits, offset: offsetC / 4 },
+      }
+      : undefined,
+  };
+}
