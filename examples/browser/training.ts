@@ -63,7 +63,11 @@ export class TrainingRun implements Disposable {
   readonly #listener: Listener;
   #paused = false;
   #stopped = false;
+  #running = false;
+  /** Ends a wait of the run. */
   #wake: (() => void) | null = null;
+  /** Tells whoever asked for a pause that the run waits, or will no more. */
+  #held: (() => void) | null = null;
   #writing = 0;
 
   constructor(book: Book, name: string, steps: number, seed: number, listener: Listener) {
@@ -92,12 +96,15 @@ export class TrainingRun implements Disposable {
     return this.#paused;
   }
 
-  pause(): void {
+  /** Resolves once the step that is under way is done. */
+  async pause(): Promise<void> {
     this.#paused = true;
+    if (this.#running && this.#wake === null) await new Promise<void>((resolve) => this.#held = resolve);
   }
 
   resume(): void {
     this.#paused = false;
+    this.#held?.();
     this.#wake?.();
   }
 
@@ -109,6 +116,7 @@ export class TrainingRun implements Disposable {
   /** Trains to the last step, or until it is stopped. */
   async run(): Promise<void> {
     const trainer = this.#trainer, { steps } = this.info;
+    this.#running = true;
     let waiting: [step: number, loss: Tensor][] = [];
     let every = 1, begin = performance.now(), from = trainer.steps, nextScore = 0;
     const score = async () => {
@@ -122,7 +130,10 @@ export class TrainingRun implements Disposable {
     while (trainer.steps < steps && !this.#stopped) {
       if (this.#paused || this.#writing > 0) {
         const at = performance.now();
-        await new Promise<void>((resolve) => this.#wake = resolve);
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+          this.#held?.();
+        });
         this.#wake = null;
         begin += performance.now() - at;
         continue;
@@ -152,6 +163,8 @@ export class TrainingRun implements Disposable {
     }
     for (const [, x] of waiting) x.dispose();
     if (!this.#stopped) await score();
+    this.#running = false;
+    this.#held?.();
   }
 
   /** Bytes that the model writes as it is now; training waits meanwhile. */

@@ -100,8 +100,8 @@ const jobs: { readonly [K in Request["kind"]]: (request: Extract<Request, { kind
     await training.run();
     reply({ kind: "done" });
   },
-  pause() {
-    training?.pause();
+  async pause() {
+    await training?.pause();
     reply({ kind: "paused" });
   },
   resume() {
