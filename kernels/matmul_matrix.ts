@@ -1,5 +1,40 @@
 /**
  * Matrix products on matrix units: C[b, m, n] = A[b, m, k] · B[b, k, n], f16 in memory and into the units, f32 sums.
+ *
+ *            ◀── bn ──▶              A workgroup makes a tile of C, a subgroup wm by wn of it, in matrices of the units' own
+ *         bk ┌────┬────┐             shape (16x16 results from 16 terms on NVIDIA, 8x8x8 elsewhere). A slice of A and a
+ *            └────┴────┘             slice of B lie in workgroup memory as they lie in their operands, so that transposes are
+ *   ▲ ┌────┐ ┌────┬────┐             read in place; rows are eight halves longer than their elements, so that a matrix's
+ *   bm├────┤ │ wn │    │ wm          rows start in different banks. The slices after them are on their way in registers.
+ *   ▼ └────┘ └────┴────┘             Sums leave through a strip of workgroup memory: matrices can be stored whole or not at
+ *                                    all, and there lanes convert, scale, add to what C holds, and stop at its edges.
+ *
+ * Nothing but the store knows ragged edges of m and n: loads repeat the last row. What is not f16 in whole vectors of eight
+ * is packed first (matmul_matrix_pack.ts).
+ *
+ * Floor at 4096³: 137 GFLOP at the units' 508 TFLOP/s (this loop without loads, stores and barriers), 0.27 ms. cuBLAS 685,
+ * by instructions that WGSL does not reach. H200, Dawn, TFLOP/s at 4096³, NN, f16 out; the same with robustness but for v1:
+ *   v1  128x256x32, 64x64 a subgroup, loop by k < end                  262, with robustness 187
+ *       128x128x32: 262 / 215    64x128, 128x64 and 64x64 a workgroup: 115 to 180 / the same or less
+ *   v2  the loop's length is known to the compiler: Dawn counts every other loop, and a second exit costs as much
+ *                                                                      128x128x32 271, 128x256x32 262
+ *       64x32 a subgroup: 187    bk 16: 231    bk 64: 218    256x128x32: 247    128x192, 64x96 a subgroup: 189
+ *       16 subgroups of 64x32 on 128x256x32: 265    matrices of 16x8: within 5 % of 16x16
+ *       two slices in workgroup memory, stored after the products: 63 by index (175 without robustness), 174 unrolled by
+ *       two (bk 16: 236); stored before them, loads two steps ahead: 64, 179 (bk 16: 254, 128x256x16: 235)
+ *       loads issued after half of the products: 271
+ *   v3  rows of slices stored in an order in which eight lanes meet eight banks              286   (NT 270)
+ *       bands of 1 to 66 rows of tiles: 284 to 290; 4 is best                                290, 8192³ 302   ◀ this file
+ *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
+ *   here, do as well as the whole length baked in (287). All of this was timed with the stores unrolled; this file loops over
+ *   them, and was not timed since.
+ *
+ * What bounds v3, by leaving parts out: without global loads 370, without their stores into slices either 492, without
+ * barriers too 508. Two workgroups of four subgroups seem to fit a multiprocessor and to fall into step, so that storing
+ * slices and multiplying hardly overlap. More than 32 KiB of workgroup memory each costs a third, as if one stayed
+ * resident, which rules out a second slice. With 128x256 the
+ * units wait at barriers: 374 without loads and stores, 491 without barriers. To try next: operands packed in the order of
+ * the units' registers, to load one side past workgroup memory; 96 results a lane, so that three workgroups fit.
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
