@@ -75,6 +75,7 @@ import {
   visible,
 } from "./attention_options.ts";
 import { isSoftware, lanesMost, lanesTile, ownRows } from "./attention_lanes.ts";
+import { fewRows } from "./attention_rows.ts";
 import { pickParts } from "./attention_parts.ts";
 import {
   columnOf,
@@ -106,6 +107,8 @@ export interface AttentionForwardParams {
   readonly lastFirst: boolean;
   /** Workgroups that share a tile's keys; above 1 out and lse are those of parts, f32, for `attentionCombine`. */
   readonly parts: number;
+  /** Scores of fewer roundings, where few queries or few keys average nothing. */
+  readonly careful: boolean;
 }
 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
@@ -118,12 +121,13 @@ export function attentionForwardMemory(params: AttentionForwardParams): number {
  * the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionForward(params: AttentionForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts, careful } = params;
   const name = [
     `attention_forward_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, out].map(operandName),
     ...(lastFirst ? ["last"] : []),
     ...(parts > 1 ? ["split"] : []),
+    ...(careful ? ["careful"] : []),
     ...(subgroups ? ["subgroups"] : []),
   ].join("_") + featuresName(features);
   return kernel(name, {
@@ -154,7 +158,7 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
 }
 
 function body(params: AttentionForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts, careful } = params;
   const { tx, ty, rows, columns } = tile;
   const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
   const row = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
@@ -209,7 +213,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${ownRows(tile, queries)}
   for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
     ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
-    ${dotProduct(tile, "s", queries, keysOf("k", headDim))}
+    ${dotProduct(tile, "s", queries, keysOf("k", headDim), careful)}
     ${
     changesScores(features)
       ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
@@ -300,6 +304,7 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
+  const careful = storage.q === "f32" && Math.min(seqlenQ, seqlenK) <= fewRows;
   const common = {
     headDim,
     valueDim,
@@ -307,6 +312,7 @@ export function pickAttentionForward(
     k: operandOf(storage.k, headDim, at.k),
     v: operandOf(storage.v, valueDim, at.v),
     lastFirst: features.window,
+    careful,
   };
   for (const tile of forwardTiles(capabilities, shape, features, storage.k)) {
     const { tx, ty, rows, columns } = tile, workgroups = batch * heads * Math.ceil(seqlenQ / (ty * rows));

@@ -103,6 +103,8 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     { ...base, valueDim: 80 },
     { ...base, subgroups: !base.subgroups },
     { ...base, lastFirst: !base.lastFirst },
+    { ...base, parts: 1 },
+    { ...base, careful: true },
   ];
   const kernels = variants.map(attentionForward);
   assert.equal(new Set(kernels.map(({ name }) => name)).size, variants.length);
