@@ -140,7 +140,7 @@ export class TrainingRun implements Disposable {
       }
       if (trainer.steps >= nextScore) {
         await score();
-        nextScore += steps / 10;
+        nextScore += Math.max(10, steps / 10);
       }
       const loss = trainer.step(trainer.steps / steps);
       waiting.push([trainer.steps, loss]);
