@@ -17,7 +17,7 @@
  *
  * Floor for f16 B2 H16 S4096 D128, full: 275 GFLOP at 650 TFLOP/s, what a loop of these matrix products from workgroup
  * memory reaches, 0.42 ms. Scores and p through workgroup memory are 12 bytes a score beside 16 for k and v: at 128 bytes a
- * clock and processor no more than 590 TFLOP/s. What binds is waiting: workgroups share 48 KiB of a processor's memory and
+ * clock and processor some 550 TFLOP/s at most. What binds is waiting: workgroups share 48 KiB of a processor's memory and
  * 65536 registers, so two of four subgroups run (three at head size 64).
  *
  * Versions, H200, Dawn, robustness off, TFLOP/s at D 128 full / causal, then B4 H12 S2048 D 64:

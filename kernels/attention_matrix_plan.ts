@@ -1,7 +1,7 @@
 /**
  * Which calls of attention run on subgroup matrices, and in which tiles.
  *
- * q, k and v must be f16; what remains is on the portable kernels: other storage, a scale that is not between 10⁻⁶ and 1,
+ * k and v must be f16, and q too, except that a cache's queries come as f32 when they were turned; what remains is on the portable kernels: other storage, a scale that is not between 10⁻⁶ and 1,
  * fewer rows than one matrix has, and in the backward dropout, the gradient of a bias, and head sizes over 128, whose four sets of
  * matrices do not fit the registers.
  */
@@ -57,7 +57,7 @@ function takes(
   scale: number,
   largest: number,
 ): boolean {
-  return [q, k, v].every((storage) => storage === "f16") && Math.max(headDim, valueDim) <= largest && scale >= 1e-6 &&
+  return q !== "bf16" && k === "f16" && v === "f16" && Math.max(headDim, valueDim) <= largest && scale >= 1e-6 &&
     scale <= 1 && Math.min(seqlenQ, seqlenK) >= 16;
 }
 
@@ -117,7 +117,10 @@ export function pickAttentionMatrixBackward(
   scale: number,
 ): { keys: AttentionMatrixBackwardParams; queries: AttentionMatrixBackwardParams } | null {
   const unit = unitOf(capabilities), { headDim, valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
-  if (unit === null || !takes(shape, storage, scale, 128) || storage.dOut !== "f16" || features.dropout) return null;
+  if (
+    unit === null || !takes(shape, storage, scale, 128) || storage.q !== "f16" || storage.dOut !== "f16" ||
+    features.dropout
+  ) return null;
   const common = {
     headDim,
     valueDim,

@@ -1,6 +1,7 @@
 /** Attention of f16 on matrix units against the loops in f64, where the adapter has such units; and which calls go there. */
 import assert from "node:assert/strict";
 import { attentionBackwardOp, attentionOp } from "../tensor/attention.ts";
+import { flashAttentionWithKvCache } from "../tensor/attention_cache.ts";
 import type { OptionalInput } from "../tensor/attention_options.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { compile } from "../tensor/compile.ts";
@@ -166,6 +167,47 @@ testOnUnits("attention of f16 over sequences of varying length leaves rows of no
   await check({ ...packed, optional: lengths, maxSeqlens: [27, 37], window: [-1, 0] }, true);
 });
 
+testOnUnits(
+  "many queries over a cache of f16, in pages, padded and turned, read nothing that is not theirs",
+  async () => {
+    const [pages, page] = [9, 8], dims = [pages, page, 2, 16];
+    const [k, v] = [await normal(dims), await normal(dims)].map((x) => ({ ...x, values: Float32Array.from(x.values) }));
+    const table = [[7, 2, 5, 0], [1, 8, 3, 0]], lengths = [3, 7], leftpad = [5, 0], T = 17;
+    const used = new Set<number>(); // places of the cache that hold a key; all others are NaN
+    table.forEach((row, b) => {
+      for (let at = leftpad[b]; at < lengths[b]; at++) used.add(row[Math.floor(at / page)] * page + at % page);
+    });
+    for (const { values } of [k, v]) {
+      for (let i = 0; i < values.length; i++) {
+        if (!used.has(Math.floor(i / 32))) values[i] = NaN;
+      }
+    }
+    const q = await normal([2, T, 4, 16]), news = [await normal([2, T, 2, 16]), await normal([2, T, 2, 16])];
+    const turns = [await normal([32, 8], "f32"), await normal([32, 8], "f32")];
+    const ints = (at: Backend, values: number[], shape = [values.length]) =>
+      tensor(values, { shape, dtype: "i32", backend: at });
+    const results = (rotary: boolean) =>
+      [gpu, host].map((at) =>
+        flashAttentionWithKvCache(on(at, q), { k: on(at, k), v: on(at, v) }, {
+          causal: true,
+          k: on(at, news[0]),
+          v: on(at, news[1]),
+          cacheSeqlens: ints(at, lengths),
+          cacheLeftpad: ints(at, leftpad),
+          blockTable: ints(at, table.flat(), [2, 4]),
+          ...(rotary && { rotary: { cos: on(at, turns[0]), sin: on(at, turns[1]) } }),
+        })
+      );
+    for (const rotary of [false, true]) {
+      const [{ out, lse }, wanted] = results(rotary), want = await wanted.out.data();
+      const error = distance(await out.data(), want);
+      // Turned numbers are rounded to f16 too, with cos and sin of several units.
+      assert.ok(error <= 2 ** -10 * most(want) * (rotary ? 16 : 2), `out is ${error} off, rotary ${rotary}`);
+      assert.equal([...await lse.data()].some(Number.isNaN), false);
+    }
+  },
+);
+
 testOnUnits("attention of f16 on this adapter is bit-equal from run to run", async () => {
   const { q, k, v } = await dense([2, 37, 45, 4, 2, 16, 24]), x = [q, k, v].map((input) => on(gpu, input));
   const params = { scale: 0.25, window: [-1, 0], softcap: 0, dropout: 0, maxSeqlens: null, optional: [] } as const;
@@ -229,7 +271,7 @@ Deno.test("every head size to 256 finds tiles in the threads and the workgroup m
 
 Deno.test("calls that the matrix kernels do not take are left to the portable ones", () => {
   const capabilities = capabilitiesOf(units.nvidia), { shape, at } = callOf(64);
-  const forward = (changes: { q?: "f32"; scale?: number; seqlenQ?: number; f16?: boolean }) =>
+  const forward = (changes: { q?: "bf16"; scale?: number; seqlenQ?: number; f16?: boolean }) =>
     pickAttentionMatrixForward(
       { ...capabilities, f16: changes.f16 ?? true },
       { ...shape, seqlenQ: changes.seqlenQ ?? 2048 },
@@ -240,7 +282,7 @@ Deno.test("calls that the matrix kernels do not take are left to the portable on
     );
   assert.ok(forward({}) !== null);
   for (
-    const changes of [{ q: "f32" }, { scale: -0.1 }, { scale: 1e-9 }, { scale: 2 }, { seqlenQ: 8 }, {
+    const changes of [{ q: "bf16" }, { scale: -0.1 }, { scale: 1e-9 }, { scale: 2 }, { seqlenQ: 8 }, {
       f16: false,
     }] as const
   ) {

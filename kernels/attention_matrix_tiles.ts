@@ -105,10 +105,10 @@ export function placeText(tile: MatrixTile): string {
   ].join("\n");
 }
 
-/** A 16-bit operand in storage; `unit` elements are one load. */
+/** An operand in storage, f16, or f32 that is rounded on its way in; `unit` elements are one load. */
 export interface MatrixOperand {
   readonly storage: AttentionStorage;
-  readonly unit: 8 | 2 | 1;
+  readonly unit: 8 | 4 | 2 | 1;
 }
 
 /** The operand of rows of `size` elements that lie there. */
@@ -118,11 +118,13 @@ export function matrixOperandOf(
   { offset, batch, seq, head }: AttentionStrides,
 ): MatrixOperand {
   const even = (unit: number): boolean => [size, offset, batch, seq, head].every((n) => n % unit === 0);
+  if (storage === "f32") return { storage, unit: even(4) ? 4 : 1 };
   return { storage, unit: even(8) ? 8 : even(2) ? 2 : 1 };
 }
 
 /** Element type of the operand's binding. */
-export function matrixOperandType({ unit }: MatrixOperand): string {
+export function matrixOperandType({ storage, unit }: MatrixOperand): string {
+  if (storage === "f32") return unit === 4 ? "vec4f" : "f32";
   return unit === 8 ? "vec4u" : "u32";
 }
 
@@ -149,13 +151,20 @@ export function matrixStrides(
  * WGSL of `fn <name>_at(row, d8) -> vec4u`: elements 8·d8 … 8·d8+7 of the row that starts at `row`; 0 past `size`, up to
  * `padded`.
  */
-export function matrixReader(name: string, { unit }: MatrixOperand, size: number, padded: number): string {
+export function matrixReader(name: string, { storage, unit }: MatrixOperand, size: number, padded: number): string {
   const head = `fn ${name}_at(row: u32, d8: u32) -> vec4u {`;
   const whole = Math.ceil(size / 8), guard = whole * 8 === padded ? "" : `if (d8 >= ${whole}u) { return vec4u(); }`;
   if (unit === 8) return `${head} ${guard} return ${name}[row + d8]; }`;
   const last = Math.floor(size / 8);
   const read = (i: number, text: string): string =>
     size % 8 === 0 || i < size % 8 ? text : `if (d8 < ${last}u) { ${text} }`;
+  if (storage === "f32") {
+    const vec = (half: number): string =>
+      unit === 4
+        ? read(4 * half, `x${half} = ${name}[row + d8 * 2u + ${half}u];`)
+        : each(4, (e) => read(4 * half + e, `x${half}[${e}] = ${name}[row + d8 * 8u + ${4 * half + e}u];`)).join(" ");
+    return `${head} ${guard} var x0 = vec4f(); var x1 = vec4f(); ${vec(0)} ${vec(1)} return ${packUnit("x0", "x1")}; }`;
+  }
   if (unit === 2) {
     const words = each(4, (i) => read(2 * i, `x[${i}] = ${name}[row + d8 * 4u + ${i}u];`));
     return `${head} ${guard} var x = vec4u(); ${words.join(" ")} return x; }`;
