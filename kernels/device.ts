@@ -40,7 +40,8 @@ async function openDevice(gpu: GPU): Promise<{ adapter: GPUAdapter; device: GPUD
   const ask = async (all: readonly string[], listed = false) => {
     const adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
     if (adapter === null) return null;
-    const features = listed ? all.filter((feature) => adapter.features.has(feature)) : all;
+    const offered: { has(feature: string): boolean } = adapter.features;
+    const features = listed ? all.filter((feature) => offered.has(feature)) : all;
     const requiredLimits = Object.fromEntries(limitNames.map((name) => [name, adapter.limits[name]]));
     const device = await adapter.requestDevice({
       requiredFeatures: features as GPUFeatureName[],
