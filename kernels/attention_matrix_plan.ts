@@ -1,9 +1,9 @@
 /**
  * Which calls of attention run on subgroup matrices, and in which tiles.
  *
- * k and v must be f16, and q too, except that a cache's queries come as f32 when they were turned; what remains is on the portable kernels: other storage, a scale that is not between 10⁻⁶ and 1,
- * fewer rows than one matrix has, and in the backward dropout, the gradient of a bias, and head sizes over 128, whose four sets of
- * matrices do not fit the registers.
+ * k and v must be f16, and q too, except that a cache's queries come as f32 when they were turned. What remains is on the
+ * portable kernels: other storage, a scale that is not between 10⁻⁶ and 1, fewer rows than 16, and in the backward dropout,
+ * the gradient of a bias, and head sizes over 128, whose four sets of matrices do not fit the registers.
  */
 import type { Capabilities } from "../tensor/backend.ts";
 import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
