@@ -80,6 +80,7 @@ function modulePath(): string | undefined {
 
 /** Devices outlive the object that made them only in name: when that is collected, the process dies somewhere else. */
 const kept: GPU[] = [];
+Reflect.set(globalThis, Symbol.for("flashtape.dawn"), kept);
 
 /**
  * A GPU for `init({ gpu })`, provided by Dawn.

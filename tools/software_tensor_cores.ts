@@ -22,6 +22,9 @@ const machines: Readonly<Record<string, { libraries: string; loader: string }>> 
   arm64: { libraries: "usr/lib/aarch64-linux-gnu", loader: "ld-linux-aarch64.so.1" },
 };
 
+/** How often a process that was ended by a signal is started anew, and after how many milliseconds it is ended. */
+const attempts = 3, limit = 150_000;
+
 const packages = ["mesa-vulkan-drivers", "libvulkan1", "libstdc++6"];
 
 /** Runs a program to its end. */
@@ -122,13 +125,23 @@ if (import.meta.main) {
     console.log(`No software tensor cores: ${error instanceof Error ? error.message : error}`);
     process.exit(cannotTry);
   }
-  const { code } = await new Deno.Command(made.loader, {
-    args: ["--library-path", made.libraries, Deno.execPath(), ...Deno.args.slice(own ? 2 : 0)],
-    env: {
-      VK_DRIVER_FILES: made.driver,
-      XDG_RUNTIME_DIR: Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp",
-      MESA_SHADER_CACHE_DISABLE: "true", // processes that share it wait for one another
-    },
-  }).spawn().status;
-  process.exit(code);
+  for (let attempt = 1;; attempt++) {
+    const child = new Deno.Command(made.loader, {
+      args: ["--library-path", made.libraries, Deno.execPath(), ...Deno.args.slice(own ? 2 : 0)],
+      env: {
+        VK_DRIVER_FILES: made.driver,
+        XDG_RUNTIME_DIR: Deno.env.get("XDG_RUNTIME_DIR") ?? "/tmp",
+        MESA_SHADER_CACHE_DISABLE: "true", // processes that share it wait for one another
+      },
+    }).spawn();
+    const timer = setTimeout(() => child.kill("SIGKILL"), limit);
+    const { code, signal } = await child.status;
+    clearTimeout(timer);
+    if (signal === null || attempt === attempts) process.exit(code);
+    console.log(
+      `Deno ended by ${signal}: Dawn's module dies or hangs inside it now and then. Attempt ${
+        attempt + 1
+      } of ${attempts}.`,
+    );
+  }
 }
