@@ -2,7 +2,7 @@
  * Dawn as a provider of WebGPU: the implementation that Chrome uses, as a native module for Deno and Node. WGSL reaches
  * the matrix units of a card through it, which Deno's own WebGPU does not offer.
  *
- * ```ts
+ * ```ts ignore
  * import { init } from "@flashtape/flashtape";
  * import { dawn } from "@flashtape/flashtape/dawn";
  * const { capabilities } = await init({ gpu: dawn() });
@@ -93,7 +93,7 @@ Reflect.set(globalThis, Symbol.for("flashtape.dawn"), kept);
  * @throws {ValueError} when an option is not one of its values
  *
  * @example
- * ```ts
+ * ```ts ignore
  * import { init } from "@flashtape/flashtape";
  * import { dawn } from "@flashtape/flashtape/dawn";
  * await init({ gpu: dawn({ robustness: false }) });
@@ -122,7 +122,7 @@ export function dawn({ robustness = true, backend = platformBackend() }: DawnOpt
 }
 
 /** The module, unless loading it failed. */
-export function available(module: Dawn | Error): Dawn {
+function available(module: Dawn | Error): Dawn {
   if (!(module instanceof Error)) return module;
   throw new UnsupportedError(
     "dawn",

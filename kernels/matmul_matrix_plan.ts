@@ -25,8 +25,22 @@ export function matrixUnit(
 }
 
 /** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */
-export interface RatedTile extends Pick<MatrixTile, "bm" | "bn" | "bk" | "wm" | "wn" | "buffers"> {
+export interface RatedTile {
+  /** Rows of C that a workgroup makes. */
+  readonly bm: number;
+  /** Columns of C that a workgroup makes. */
+  readonly bn: number;
+  /** Terms between two barriers. */
+  readonly bk: number;
+  /** Rows of a subgroup's part. */
+  readonly wm: number;
+  /** Columns of a subgroup's part. */
+  readonly wn: number;
+  /** Slices in workgroup memory. */
+  readonly buffers: 1 | 2;
+  /** TFLOP/s of a product that fills the device. */
   readonly rate: number;
+  /** Workgroups that a multiprocessor needs to reach the rate. */
   readonly wanted: number;
 }
 
@@ -34,6 +48,7 @@ export interface RatedTile extends Pick<MatrixTile, "bm" | "bn" | "bk" | "wm" | 
 export interface MatrixTable {
   /** Multiprocessors. */
   readonly units: number;
+  /** The tiles to choose from. */
   readonly tiles: readonly RatedTile[];
   /** Into how many parts k may be split; 32 when not given. */
   readonly maxSplits?: number;

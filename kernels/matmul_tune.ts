@@ -41,6 +41,7 @@ const candidates = [
 export interface MatmulTuning {
   /** The backend's description of the device. */
   readonly device: string;
+  /** What products choose their tiles from. */
   readonly table: MatrixTable;
 }
 
