@@ -17,8 +17,8 @@ function place(x: View, swapped: boolean, batchStrides: readonly number[]): Matm
   const [row, column] = swapped ? [-1, -2] : [-2, -1];
   const sr = x.strides.at(row)!, sc = x.strides.at(column)!;
   const at = { dtype: x.dtype as MatmulDType, offset: x.offset, batchStrides };
-  if (sc === 1 || x.shape.at(column) === 1) return { ...at, transposed: false, stride: sr };
-  if (sr === 1 || x.shape.at(row) === 1) return { ...at, transposed: true, stride: sc };
+  if (sc === 1 || x.shape.at(column)! <= 1) return { ...at, transposed: false, stride: sr };
+  if (sr === 1 || x.shape.at(row)! <= 1) return { ...at, transposed: true, stride: sc };
   return null;
 }
 

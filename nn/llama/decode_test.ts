@@ -23,9 +23,10 @@ const config = {
   tie_word_embeddings: true,
 };
 
-const decoder = (dtype: "f32" | "bf16" = "f32"): Decoder => {
-  setBackend(gpu);
-  return { params: init(key(5), config, { dtype }), config, attention: "flash" };
+const decoder = (dtype: "f32" | "bf16" = "f32", backend = gpu): Decoder => {
+  setBackend(backend);
+  using seed = key(5);
+  return { params: init(seed, config, { dtype }), config, attention: "flash" };
 };
 const choiceOf = (): Choice => ({
   ...{ repetitionPenalty: 1, temperature: 0, topK: 0, topP: 1, minP: 0, pad: 0 },
@@ -91,7 +92,8 @@ Deno.test("what is decoded by steps is what the whole text gives", async () => {
 });
 
 Deno.test("a model's steps hold no more memory from text to text, and none when its parameters are gone", async () => {
-  const model = decoder();
+  const backend = await webgpu(); // its own: what other tests dropped is freed at any time
+  const model = decoder("f32", backend);
   const before = memory().current;
   await run(model, [[1, 2]], 5, { capacity: 128 });
   const level = memory().current;
@@ -99,6 +101,8 @@ Deno.test("a model's steps hold no more memory from text to text, and none when 
   assert.equal(memory().current, level);
   stepOf(model)[Symbol.dispose]();
   assert.ok(memory().current - before <= 2 * 256 * 4 * 4 + 256, "only the tables of angles stay");
+  setBackend(gpu);
+  backend.dispose();
 });
 
 Deno.test("roundedCapacity() holds the length, and wastes less than half", () => {
