@@ -56,6 +56,7 @@ export function aptOptions(state: string): string[] {
     "APT::Install-Recommends": "false",
     "Acquire::Languages": "none",
     "Acquire::Retries": "2",
+    "Acquire::Check-Valid-Until": "false", // a mirror may lag behind unstable; what it has is signed all the same
     "Debug::NoLocking": "1",
   };
   return ["-qq", "-y", ...Object.entries(options).flatMap(([name, value]) => ["-o", `${name}=${value}`])];
