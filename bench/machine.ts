@@ -52,7 +52,7 @@ export function describe(
   return {
     machine: {
       processor: `${processors.length} × ${processors[0]?.model ?? "unknown processor"}`,
-      os: told("osRelease") ? `${type()} ${release()}` : Deno.build.os,
+      os: told("osRelease") ? `${type()} ${release().split("-")[0]}` : Deno.build.os, // not the name of a private build
       runtime: `Deno ${Deno.version.deno}`,
     },
     device: {
