@@ -52,7 +52,6 @@ import {
   operandType,
   operandWriter,
   outsOf,
-  strideFields,
   strideUniforms,
   threads,
   tileName,
@@ -63,8 +62,8 @@ import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
 import { pickParts } from "./attention_parts.ts";
 import { fewRows, rowsPerGroup } from "./attention_rows.ts";
 import {
+  attentionFields,
   type AttentionSettings,
-  featureFields,
   featureFunctions,
   featureReads,
   featureUniforms,
@@ -138,19 +137,11 @@ export function interfaceOf({ tile, q, k, v, dOut, features }: AttentionBackward
       ...featureReads(features),
     },
     uniforms: {
-      sq: "u32",
-      sk: "u32",
-      heads: "u32",
-      group: "u32",
+      ...attentionFields(features),
       tiles: "u32",
       parts: "u32",
       batch: "u32",
-      scale: "f32",
       gradScale: "f32",
-      ...strideFields("q"),
-      ...strideFields("k"),
-      ...strideFields("v"),
-      ...featureFields(features),
     },
   } as const;
 }

@@ -42,17 +42,16 @@ import {
   operandReader,
   operandType,
   operandWriter,
-  strideFields,
   strideUniforms,
   unpack4,
   writerFunctions,
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import {
+  attentionFields,
   type AttentionSettings,
   changesScores,
   dropoutText,
-  featureFields,
   featureFunctions,
   featureReads,
   featureUniforms,
@@ -139,17 +138,9 @@ export function attentionDecode(params: AttentionDecodeParams): Kernel {
     },
     writes: { out: operandType(out), lse: "u32" },
     uniforms: {
-      sq: "u32",
-      sk: "u32",
-      heads: "u32",
-      group: "u32",
+      ...attentionFields(features),
       parts: "u32",
       batch: "u32",
-      scale: "f32",
-      ...strideFields("q"),
-      ...strideFields("k"),
-      ...strideFields("v"),
-      ...featureFields(features),
     },
     requires: subgroups ? ["subgroups"] : [],
   }, () => body(params));

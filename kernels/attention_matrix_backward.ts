@@ -32,7 +32,6 @@ import {
   featuresName,
   operandType,
   operandWriter,
-  strideFields,
   writerFunctions,
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
@@ -67,9 +66,9 @@ import {
   zeroResults,
 } from "./attention_matrix_tiles.ts";
 import {
+  attentionFields,
   type AttentionSettings,
   changesScores,
-  featureFields,
   featureFunctions,
   featureReads,
   featureUniforms,
@@ -139,18 +138,10 @@ function interfaceOf({ q, k, v, dOut, features }: AttentionMatrixBackwardParams)
       ...featureReads(features),
     },
     uniforms: {
-      sq: "u32",
-      sk: "u32",
-      heads: "u32",
-      group: "u32",
+      ...attentionFields(features),
       tiles: "u32",
       step: "u32",
-      scale: "f32",
       gradScale: "f32",
-      ...strideFields("q"),
-      ...strideFields("k"),
-      ...strideFields("v"),
-      ...featureFields(features),
     },
     requires: ["f16", "subgroups", "subgroup-matrix"],
   } as const;

@@ -46,7 +46,6 @@ import {
   operandName,
   operandType,
   operandWriter,
-  strideFields,
   writerFunctions,
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
@@ -82,10 +81,10 @@ import {
   zeroResults,
 } from "./attention_matrix_tiles.ts";
 import {
+  attentionFields,
   type AttentionSettings,
   changesScores,
   dropoutText,
-  featureFields,
   featureFunctions,
   featureReads,
   featureUniforms,
@@ -148,17 +147,9 @@ export function attentionMatrixForward(params: AttentionMatrixForwardParams): Ke
     },
     writes: { out: operandType(out), lse: "u32" },
     uniforms: {
-      sq: "u32",
-      sk: "u32",
-      heads: "u32",
-      group: "u32",
+      ...attentionFields(features),
       tiles: "u32",
       step: "u32",
-      scale: "f32",
-      ...strideFields("q"),
-      ...strideFields("k"),
-      ...strideFields("v"),
-      ...featureFields(features),
     },
     requires: ["f16", "subgroups", "subgroup-matrix"],
   }, () => body(params));

@@ -7,7 +7,7 @@
  *
  * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
  */
-import { type AttentionFeatures, type AttentionStrides, masked } from "./attention_common.ts";
+import { type AttentionFeatures, type AttentionStrides, masked, strideFields } from "./attention_common.ts";
 import type { UniformType } from "./kernel.ts";
 import { philox4x32 } from "./random.ts";
 import { load, storageType } from "./storage.ts";
@@ -69,6 +69,17 @@ export function featureFields(features: AttentionFeatures): Record<string, Unifo
     ...(features.mask ? scoreFields("mask") : {}),
     ...(features.dropout ? { dropBelow: "u32", keepScale: "f32" } : {}),
     ...(features.paged ? { pageSize: "u32", pagesRow: "u32" } : {}),
+  };
+}
+
+/** Uniform fields that every kernel over q, k and v has: sizes, the scale, where the operands lie, what the options read. */
+export function attentionFields(features: AttentionFeatures): Record<string, UniformType> {
+  return {
+    ...{ sq: "u32", sk: "u32", heads: "u32", group: "u32", scale: "f32" } as const,
+    ...strideFields("q"),
+    ...strideFields("k"),
+    ...strideFields("v"),
+    ...featureFields(features),
   };
 }
 

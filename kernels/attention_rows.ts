@@ -13,12 +13,11 @@ import {
   operandName,
   operandReader,
   operandType,
-  strideFields,
 } from "./attention_common.ts";
 import { mathFunctions } from "./math.ts";
 import {
+  attentionFields,
   dropoutText,
-  featureFields,
   featureFunctions,
   featureReads,
   keyRow,
@@ -121,15 +120,7 @@ export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
     },
     writes: { rowStats: "vec4f" },
     uniforms: {
-      sq: "u32",
-      sk: "u32",
-      heads: "u32",
-      group: "u32",
-      scale: "f32",
-      ...strideFields("q"),
-      ...strideFields("k"),
-      ...strideFields("v"),
-      ...featureFields(features),
+      ...attentionFields(features),
     },
   }, () => normsBody(params));
 }
