@@ -15,7 +15,7 @@ import { attend, type Problem, type Sequence } from "./attention_reference.ts";
 import { tensor } from "./create.ts";
 import { IndexError, ShapeError, show, ValueError } from "./errors.ts";
 import { dense, expectDType, expectRank, type NdArray, type Op, runAll, type Spec } from "./op.ts";
-import { type Tensor, valuesOf } from "./tensor.ts";
+import { rangeOf, type Tensor, valuesOf } from "./tensor.ts";
 
 /** Keys and values of the past: dense `[B,S,Hk,D]`, or pages `[blocks,page,Hk,D]`. */
 export interface AttentionCache {
@@ -46,6 +46,22 @@ const floats = ["f64", "f32", "f16", "bf16"] as const;
 /** How many positions a batch row's cache can hold. */
 function capacityOf(k: Spec, blockTable: Spec | undefined): number {
   return blockTable ? blockTable.shape[1] * k.shape[1] : k.shape[1];
+}
+
+/** Refuses lengths that the host knows and that, with what joins them, are beyond the cache. */
+export function expectRoom(
+  op: string,
+  { k }: AttentionCache,
+  lengths: Tensor,
+  added: number,
+  blockTable: Tensor | undefined,
+): void {
+  const range = rangeOf(lengths), capacity = capacityOf(k, blockTable);
+  if (range === undefined || (range[0] >= 0 && range[1] + added <= capacity)) return;
+  throw new IndexError(
+    op,
+    `the cache holds ${capacity} positions, lengths ${range[0]} to ${range[1]} with ${added} new do not fit`,
+  );
 }
 
 /** Checks cache, lengths and tables. */

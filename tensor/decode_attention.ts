@@ -1,10 +1,10 @@
 /** A step of decoding, from projected queries, keys and values to attention: one op, so that it can be one dispatch. */
-import { type AttentionCache, cacheAttentionOp, type CacheAttentionParams } from "./attention_cache.ts";
+import { type AttentionCache, cacheAttentionOp, type CacheAttentionParams, expectRoom } from "./attention_cache.ts";
 import { roundTo } from "./dtype.ts";
-import { IndexError, ShapeError, show } from "./errors.ts";
+import { ShapeError, show } from "./errors.ts";
 import { dense, expectDType, type NdArray, ndarray, type Op, runAll } from "./op.ts";
 import { rotaryAppendOp, type RotaryAppendParams } from "./rotary_append.ts";
-import { rangeOf, type Tensor } from "./tensor.ts";
+import type { Tensor } from "./tensor.ts";
 
 /** What the op has beside its inputs. */
 export interface DecodeAttentionParams {
@@ -137,13 +137,7 @@ export function decodeAttention(
   if (blockTable !== undefined) inputs.push(blockTable);
   const params = { heads, padded: leftpad !== undefined, paged: blockTable !== undefined };
   decodeAttentionOp.infer(inputs, params);
-  const range = rangeOf(lengths), capacity = blockTable ? blockTable.shape[1] * cache.k.shape[1] : cache.k.shape[1];
-  if (range !== undefined && (range[0] < 0 || range[1] >= capacity)) {
-    throw new IndexError(
-      "decodeAttention",
-      `the cache holds ${capacity} positions, lengths ${range[0]} to ${range[1]} with 1 new do not fit`,
-    );
-  }
+  expectRoom("decodeAttention", cache, lengths, 1, blockTable);
   const [k, v, out] = runAll(decodeAttentionOp, inputs, params);
   return { out, cache: { k, v } };
 }

@@ -1,8 +1,8 @@
 /** What stands between a decoder's projection and its attention, in one op: queries turn, keys turn and join the cache. */
-import type { AttentionCache } from "./attention_cache.ts";
-import { IndexError, ShapeError, show } from "./errors.ts";
+import { type AttentionCache, expectRoom } from "./attention_cache.ts";
+import { ShapeError, show } from "./errors.ts";
 import { dense, expectDType, expectRank, type Op, runAll } from "./op.ts";
-import { rangeOf, type Tensor } from "./tensor.ts";
+import type { Tensor } from "./tensor.ts";
 
 /** What the op has beside its inputs. */
 export interface RotaryAppendParams {
@@ -164,13 +164,7 @@ export function rotaryAppend(
   if (blockTable !== undefined) inputs.push(blockTable);
   const params = { heads, positioned: positions !== undefined, paged: blockTable !== undefined };
   rotaryAppendOp.infer(inputs, params);
-  const range = rangeOf(lengths), capacity = blockTable ? blockTable.shape[1] * cache.k.shape[1] : cache.k.shape[1];
-  if (range !== undefined && (range[0] < 0 || range[1] + qkv.shape[1] > capacity)) {
-    throw new IndexError(
-      "rotaryAppend",
-      `the cache holds ${capacity} positions, lengths ${range[0]} to ${range[1]} with ${qkv.shape[1]} new do not fit`,
-    );
-  }
+  expectRoom("rotaryAppend", cache, lengths, qkv.shape[1], blockTable);
   const [k, v, q] = runAll(rotaryAppendOp, inputs, params);
   return { q, cache: { k, v } };
 }
