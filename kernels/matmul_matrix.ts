@@ -47,16 +47,25 @@ export interface MatrixUnit {
   readonly k: number;
 }
 
-/** The tile of a workgroup, its step along k, and the part of the tile that a subgroup makes. */
-export interface MatrixTile {
-  readonly kind: "matrix";
+/** Sizes of a workgroup's tile, its step along k, and the part of the tile that a subgroup makes. */
+export interface MatrixSizes {
+  /** Rows of C that a workgroup makes. */
   readonly bm: number;
+  /** Columns of C that a workgroup makes. */
   readonly bn: number;
+  /** Terms between two barriers. */
   readonly bk: number;
+  /** Rows of a subgroup's part. */
   readonly wm: number;
+  /** Columns of a subgroup's part. */
   readonly wn: number;
   /** Slices in workgroup memory: 2 save a barrier, and take twice the memory. */
   readonly buffers: 1 | 2;
+}
+
+/** A tile on the matrix units of a device. */
+export interface MatrixTile extends MatrixSizes {
+  readonly kind: "matrix";
   readonly splits: number;
   readonly unit: MatrixUnit;
   /** Lanes of a subgroup. */

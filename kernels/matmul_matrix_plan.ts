@@ -1,7 +1,14 @@
 /** From a product to dispatches on matrix units: which tile, which operands are packed first, with which uniforms. */
 import type { Capabilities } from "../tensor/backend.ts";
 import { matmulSum } from "./matmul.ts";
-import { matmulMatrix, matrixMemory, type MatrixParts, type MatrixTile, type MatrixUnit } from "./matmul_matrix.ts";
+import {
+  matmulMatrix,
+  matrixMemory,
+  type MatrixParts,
+  type MatrixSizes,
+  type MatrixTile,
+  type MatrixUnit,
+} from "./matmul_matrix.ts";
 import { packMatrix, type PackParts } from "./matmul_matrix_pack.ts";
 import type { MatmulCapabilities, MatmulPlan, MatmulProblem, MatmulStep, MatmulView } from "./matmul_plan.ts";
 
@@ -25,19 +32,7 @@ export function matrixUnit(
 }
 
 /** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */
-export interface RatedTile {
-  /** Rows of C that a workgroup makes. */
-  readonly bm: number;
-  /** Columns of C that a workgroup makes. */
-  readonly bn: number;
-  /** Terms between two barriers. */
-  readonly bk: number;
-  /** Rows of a subgroup's part. */
-  readonly wm: number;
-  /** Columns of a subgroup's part. */
-  readonly wn: number;
-  /** Slices in workgroup memory. */
-  readonly buffers: 1 | 2;
+export interface RatedTile extends MatrixSizes {
   /** TFLOP/s of a product that fills the device. */
   readonly rate: number;
   /** Workgroups that a multiprocessor needs to reach the rate. */
