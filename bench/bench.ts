@@ -19,6 +19,7 @@ import { reports } from "./report.ts";
 import { scripts } from "./scripts.ts";
 import { suite } from "./suite.ts";
 import { sweep } from "./sweep.ts";
+import { tune } from "./tune.ts";
 
 const measuring: readonly ((take: Take) => CommandUnknownOpts)[] = [
   ground,
@@ -29,6 +30,7 @@ const measuring: readonly ((take: Take) => CommandUnknownOpts)[] = [
   generates,
   suite,
   peers,
+  tune,
 ];
 const using: readonly ((tools: Tools) => CommandUnknownOpts)[] = [profiled, sweep, check, reports, ...scripts];
 

@@ -43,7 +43,7 @@ Deno.test("axesOf() takes flags with commas as lists, in both spellings", () => 
   });
 });
 
-Deno.test("combinations() are all of them, switches set or left out", () => {
+Deno.test("combinations() are all of them, switches set or left out, and words of others said", () => {
   const axes = [{ flag: "--a", values: ["1", "2"] }, { flag: "--b", values: ["on", "off"] }];
   assert.deepEqual(combinations(axes).map(({ flags }) => flags.join(" ")), [
     "--a 1 --b",
@@ -51,4 +51,6 @@ Deno.test("combinations() are all of them, switches set or left out", () => {
     "--a 2 --b",
     "--a 2",
   ]);
+  const robust = combinations([{ flag: "--robustness", values: ["on", "off"] }]);
+  assert.deepEqual(robust.map(({ flags }) => flags.join(" ")), ["--robustness on", "--robustness off"]);
 });

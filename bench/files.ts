@@ -1,5 +1,5 @@
 /** Files that are there whole or not at all. */
-import { mkdirSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, renameSync, rmdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import process from "node:process";
 
@@ -16,10 +16,15 @@ export class UsageError extends Error {
 export function expectWritable(flag: string, file: string): void {
   const directory = dirname(resolve(file));
   try {
-    mkdirSync(directory, { recursive: true });
+    const made = mkdirSync(directory, { recursive: true });
     const probe = `${resolve(file)}.${process.pid}.tmp`; // what may be written shows only when one writes
     writeFileSync(probe, "");
     rmSync(probe);
+    // Folders come back with the file: what is refused later leaves none.
+    for (let at = directory; made !== undefined; at = dirname(at)) {
+      rmdirSync(at);
+      if (at === resolve(made)) break;
+    }
   } catch (error) {
     throw new UsageError(`${flag} ${file}: ${directory} cannot be written (${reasonOf(error)})`);
   }

@@ -4,30 +4,69 @@ import { cpus, freemem, release, type } from "node:os";
 import { UsageError } from "./files.ts";
 import type { Settings } from "./options.ts";
 import type { Result } from "./record.ts";
+import { textIfThere, tilesFile, tilesFolder } from "./tiles.ts";
 
-const open = new Map<string, Promise<Backend>>();
+/** The settings that say which device. */
+export type Where = Pick<Settings, "backend" | "provider" | "robustness" | "cache">;
+
+const open = new Map<string, Promise<Backend>>(), tuned = new WeakSet<Backend>();
 
 /** The backend of these settings, made the default; opened once in a process. */
-export async function openBackend({ backend, provider }: Pick<Settings, "backend" | "provider">): Promise<Backend> {
-  const id = backend === "cpu" ? "cpu" : `${backend} ${provider}`;
+export async function openBackend(where: Where): Promise<Backend> {
+  const { backend, provider, robustness } = where;
+  if (robustness === "off" && provider === "deno") {
+    throw new UsageError(
+      "--robustness off: Deno's WebGPU always checks bounds. Allowed: on, or off with --provider dawn",
+    );
+  }
+  const id = backend === "cpu" ? "cpu" : [backend, provider, robustness, tilesFolder(where)].join(" ");
   let opening = open.get(id);
-  if (opening === undefined) open.set(id, opening = make({ backend, provider }));
+  if (opening === undefined) open.set(id, opening = make(where));
   try {
     const opened = await opening;
     setBackend(opened);
     return opened;
   } catch (error) {
     open.delete(id);
+    if (error instanceof UsageError) throw error;
     const allowed = "allowed here: --backend auto, --backend cpu";
     throw new UsageError(`--backend ${backend} --provider ${provider}: ${(error as Error).message}\n${allowed}`);
   }
 }
 
-async function make({ backend, provider }: Pick<Settings, "backend" | "provider">): Promise<Backend> {
+async function make(where: Where): Promise<Backend> {
+  const { backend, provider, robustness } = where;
   if (backend === "cpu") return cpu();
   if (provider === "deno") return await init({ backend });
-  const { dawn } = await import("@flashtape/flashtape/dawn");
-  return await init({ backend, gpu: dawn() });
+  const { dawn } = await dawnEntry();
+  const made = await init({ backend, gpu: dawn({ robustness: robustness === "on" }) });
+  try {
+    if (made.name === "webgpu") await useTiles(made, where);
+  } catch (error) {
+    made.dispose();
+    throw error;
+  }
+  return made;
+}
+
+/** Loads the native module, so only where Dawn is asked for. */
+const dawnEntry = () => import("@flashtape/flashtape/dawn");
+
+/** Has products choose from the tiles that `tune` found on this card, if it was run here. */
+async function useTiles(backend: Backend, where: Where): Promise<void> {
+  const folder = tilesFolder(where);
+  if (folder === null) return;
+  const file = tilesFile(folder, backend.description, where.robustness), { useMatmulTuning } = await dawnEntry();
+  try {
+    const text = textIfThere(file);
+    if (text === undefined) return;
+    useMatmulTuning(backend, JSON.parse(text));
+    tuned.add(backend);
+  } catch (error) {
+    throw new UsageError(
+      `${file}: ${(error as Error).message}\nallowed: bench tune, which writes it anew, or --no-cache`,
+    );
+  }
 }
 
 /** Frees every backend that was opened. */
@@ -46,7 +85,7 @@ function told(kind: "cpus" | "osRelease" | "systemMemoryInfo"): boolean {
 /** What a result says of where it was measured. */
 export function describe(
   backend: Backend,
-  provider: Settings["provider"],
+  { provider, robustness }: Pick<Where, "provider" | "robustness">,
 ): Pick<Result, "machine" | "device"> {
   const { capabilities: can } = backend, processors = told("cpus") ? cpus() : [];
   return {
@@ -59,6 +98,8 @@ export function describe(
       name: backend.description,
       backend: backend.name,
       provider: backend.name === "webgpu" ? provider : null,
+      ...backend.name === "webgpu" && provider === "dawn" &&
+        { robustness: robustness === "on", tunedTiles: tuned.has(backend) },
       timestamps: can.timestamps,
       f16: can.f16,
       subgroups: can.subgroupSize,
@@ -68,10 +109,14 @@ export function describe(
   };
 }
 
-/** `NVIDIA H200, webgpu by Deno` */
-export function deviceLine({ device: { name, backend, provider } }: Pick<Result, "device">): string {
+/** `NVIDIA H200 (WebGPU by Dawn, no bounds checks, tuned tiles)` */
+export function deviceLine({ device }: Pick<Result, "device">): string {
+  const { name, backend, provider, robustness = true, tunedTiles = false } = device;
   if (provider === null) return `${name} (${backend})`;
-  return `${name} (WebGPU by ${provider === "deno" ? "Deno" : "Dawn"})`;
+  const parts = [`WebGPU by ${provider === "deno" ? "Deno" : "Dawn"}`];
+  if (!robustness) parts.push("no bounds checks");
+  if (tunedTiles) parts.push("tuned tiles");
+  return `${name} (${parts.join(", ")})`;
 }
 
 /** Bytes that a configuration may need: what was asked for, else half of what is free where the device shares the host's memory. */

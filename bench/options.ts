@@ -51,6 +51,8 @@ export function wholes(min: number, max: number): (text: string) => number[] {
 export const backends = ["auto", "webgpu", "cpu"] as const;
 /** Where the WebGPU comes from. */
 export const providers = ["deno", "dawn"] as const;
+/** Whether kernels check bounds. */
+export const robustnesses = ["on", "off"] as const;
 /** Element types that a benchmark can ask for. */
 export const dtypes = ["f32", "f16", "bf16"] as const;
 /** One of {@linkcode dtypes}. */
@@ -60,6 +62,9 @@ export type BenchDType = typeof dtypes[number];
 export interface Settings {
   readonly backend: typeof backends[number];
   readonly provider: typeof providers[number];
+  readonly robustness: typeof robustnesses[number];
+  /** Where `tune` keeps tiles: a folder, or false for nowhere; the user's own when not given. */
+  readonly cache?: string | boolean;
   readonly warmup: number;
   /** Milliseconds of calls before the timed ones. */
   readonly ramp: number;
@@ -92,12 +97,24 @@ export function command<Name extends string>(name: Name, description: string) {
   return new Command(name).description(description).helpOption("-h, --help", "this page");
 }
 
+/** What a command has otherwise than the others. */
+interface Defaults {
+  readonly repeats?: number;
+  readonly provider?: Settings["provider"];
+}
+
 /** A command with the flags of measuring, and a heading for its own. */
-export function measures<Name extends string>(name: Name, description: string, defaults: { repeats?: number } = {}) {
+export function measures<Name extends string>(name: Name, description: string, defaults: Defaults = {}) {
   return command(name, description)
     .optionsGroup(measuring)
     .addOption(new Option("--backend <name>", "where to run").choices(backends).default("auto" as const))
-    .addOption(new Option("--provider <name>", "whose WebGPU").choices(providers).default("deno" as const))
+    .addOption(new Option("--provider <name>", "whose WebGPU").choices(providers).default(defaults.provider ?? "deno"))
+    .addOption(
+      new Option("--robustness <on|off>", "bounds checks in kernels; Dawn can leave them out").choices(robustnesses)
+        .default("on" as const),
+    )
+    .option("--cache <dir>", "where tune keeps a card's tiles for Dawn (default: the user's cache folder)")
+    .option("--no-cache", "neither use such tiles nor keep them")
     .option("--warmup <n>", "calls that are not counted, after the one that compiles", whole(0, 1000), 3)
     .option(
       "--ramp <ms>",

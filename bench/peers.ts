@@ -76,8 +76,9 @@ async function rowsOf(name: Name, works: readonly Work[], options: PeersOptions,
     rows[i] = { ...rows[i], skipped: { reason, predictedBytes: null } };
     progress.done(rows[i]);
   };
-  const { repeats, seed, budget } = settings;
-  const job: Job = { works, seed, repeats, budget: 1000 * budget, directory, provider };
+  const { repeats, seed, budget, cache } = settings;
+  const robustness = provider === "dawn" ? settings.robustness : "on";
+  const job: Job = { works, seed, repeats, budget: 1000 * budget, directory, provider, robustness, cache };
   const child = start(script, job, options.timeout);
   try {
     const checked = new Map<number, { error: number; how: string }>();
@@ -184,6 +185,13 @@ function report(result: Result): string {
     }
   }
   const said = [...reasons].map(([why, works]) => `\n${why}\n  (${works.join("; ")})`).join("");
-  const where = `${deviceLine(result)}; wall clock over chains; ratios to flashtape in f32 on Deno's WebGPU`;
+  const own = [libraries.flashtape.title, libraries["flashtape-dawn"].title] as string[];
+  const adapters = new Set(
+    result.rows.flatMap(({ labels: { peer, adapter } }) =>
+      own.includes(String(peer)) && adapter !== undefined ? [String(adapter)] : []
+    ),
+  );
+  const where = `${[...adapters].join(" and ") || deviceLine(result)}; wall clock over chains; ` +
+    "ratios to flashtape in f32 on Deno's WebGPU";
   return `${where}\n\n${table(head, lines, 3)}\n${said}`;
 }

@@ -133,7 +133,7 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
     command: plan.command,
     arguments: [...plan.arguments],
     date: new Date().toISOString(),
-    ...describe(backend, plan.settings.provider),
+    ...describe(backend, plan.settings),
     settings: { warmup, ramp, repeats, seed, budget },
     rows,
   };

@@ -60,6 +60,10 @@ export const ResultSchema = z.strictObject({
     name: z.string(),
     backend: z.string(),
     provider: z.string().nullable(),
+    /** Of Dawn: whether kernels had bounds checks. */
+    robustness: z.boolean().optional(),
+    /** Of Dawn: whether products on matrix units had the tiles that `tune` found on this card. */
+    tunedTiles: z.boolean().optional(),
     timestamps: z.boolean(),
     f16: z.boolean(),
     subgroups: z.number(),

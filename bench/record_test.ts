@@ -52,6 +52,8 @@ Deno.test("files are written whole or not at all", () => {
     assert.equal(readFileSync(file, "utf8"), "old");
     assert.throws(() => expectWritable("--json", join(file, "b.txt")), UsageError);
     assert.throws(() => expectWritable("--json", directory), /is a directory/);
+    expectWritable("--json", join(directory, "new", "er", "c.txt"));
+    assert.ok(!existsSync(join(directory, "new")));
     writeAll({ [join(directory, "deeper", "c.txt")]: "new" });
     assert(existsSync(join(directory, "deeper", "c.txt")));
     assert.deepEqual(readdirSync(directory).sort(), ["a.txt", "deeper"]);

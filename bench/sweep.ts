@@ -31,18 +31,26 @@ export function axesOf(args: readonly string[]): { fixed: string[]; axes: Axis[]
   return { fixed, axes };
 }
 
+/** Flags to which on and off are values like others. */
+const worded = ["--robustness"];
+
 /** Every combination, as flags and as labels. */
 export function combinations(axes: readonly Axis[]): { flags: string[]; labels: Record<string, string> }[] {
   return axes.reduce<{ flags: string[]; labels: Record<string, string> }[]>(
     (all, { flag, values }) =>
       all.flatMap(({ flags, labels }) =>
         values.map((value) => ({
-          flags: [...flags, ...value === "on" ? [flag] : value === "off" ? [] : [flag, value]],
+          flags: [...flags, ...flagsOf(flag, value)],
           labels: { ...labels, [flag.slice(2)]: value },
         }))
       ),
     [{ flags: [], labels: {} }],
   );
+}
+
+function flagsOf(flag: string, value: string): string[] {
+  if (worded.includes(flag) || !["on", "off"].includes(value)) return [flag, value];
+  return value === "on" ? [flag] : [];
 }
 
 /** The `sweep` command. */

@@ -16,7 +16,7 @@
  */
 import { UnsupportedError, ValueError } from "../tensor/errors.ts";
 
-export { type MatmulTuning, tuneMatmul, type TuneOptions, useMatmulTuning } from "./matmul_tune.ts";
+export { builtInMatmulTable, type MatmulTuning, tuneMatmul, type TuneOptions, useMatmulTuning } from "./matmul_tune.ts";
 export type { MatrixSizes } from "./matmul_matrix.ts";
 export type { MatrixTable, RatedTile } from "./matmul_matrix_plan.ts";
 

@@ -143,6 +143,14 @@ export function useMatmulTuning(backend: Backend, { device, table }: MatmulTunin
   useMatrixTable(backend.capabilities, table);
 }
 
+/**
+ * The table that products on a device choose from where nobody measured one.
+ * @param backend only its capabilities are looked at
+ */
+export function builtInMatmulTable({ capabilities }: Pick<Backend, "capabilities">): MatrixTable {
+  return builtInTable(capabilities);
+}
+
 /** Three digits, which is more than two runs agree in. */
 const round = (x: number) => Number(x.toPrecision(3));
 

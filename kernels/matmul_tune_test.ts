@@ -5,7 +5,7 @@ import { UnsupportedError, ValueError } from "../tensor/errors.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { matrixUnit, pickMatrix, useMatrixTable } from "./matmul_matrix_plan.ts";
 import type { MatmulProblem } from "./matmul_plan.ts";
-import { type MatmulTuning, tuneMatmul, useMatmulTuning } from "./matmul_tune.ts";
+import { builtInMatmulTable, type MatmulTuning, tuneMatmul, useMatmulTuning } from "./matmul_tune.ts";
 import { webgpu } from "./webgpu.ts";
 
 const gpu = await needAdapter(webgpu());
@@ -38,8 +38,10 @@ Deno.test("useMatmulTuning() decides which tiles products take, until the built-
   const usual = sizes();
   useMatmulTuning(described, tuning);
   assert.deepEqual(sizes(), [64, 64, 32]);
+  const [first] = builtInMatmulTable(described).tiles;
   assert.equal(useMatrixTable(capabilities, undefined), tuning.table);
   assert.deepEqual(sizes(), usual);
+  assert.deepEqual(usual, [first.bm, first.bn, first.bk]);
 });
 
 Deno.test("useMatmulTuning() refuses what another device measured, and what is no table", () => {

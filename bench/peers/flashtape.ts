@@ -5,7 +5,6 @@ import {
   dispose,
   flashAttention,
   grad,
-  init,
   matmul,
   mul,
   slice,
@@ -13,6 +12,7 @@ import {
   type Tensor,
   tensor,
 } from "@flashtape/flashtape";
+import { describe, deviceLine, openBackend } from "../machine.ts";
 import { serve, type Work } from "./work.ts";
 
 function shapeOf(work: Work): number[] {
@@ -27,11 +27,11 @@ async function wait(x: Tensor): Promise<void> {
   one.dispose();
 }
 
-await serve(async ({ provider }) => {
-  const gpu = provider === "dawn" ? (await import("@flashtape/flashtape/dawn")).dawn() : undefined;
-  const { description } = await init({ backend: "webgpu", gpu });
+await serve(async ({ provider, robustness, cache }) => {
+  const where = { backend: "webgpu", provider: provider === "dawn" ? "dawn" : "deno", robustness, cache } as const;
+  const device = describe(await openBackend(where), where);
   return {
-    adapter: description,
+    adapter: deviceLine(device),
     prepare: (work, inputs) => {
       const shape = shapeOf(work);
       const given = inputs.map((values) => {

@@ -31,6 +31,9 @@ export interface Job {
   readonly directory: string;
   /** Whose WebGPU; of PyTorch, which of its attention kernels. */
   readonly provider: "deno" | "dawn" | "fused" | "math";
+  /** Of flashtape on Dawn, as the flags of these names. */
+  readonly robustness: "on" | "off";
+  readonly cache?: string | boolean;
 }
 
 /** What a process tells, one line each. */
