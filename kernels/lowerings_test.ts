@@ -12,9 +12,12 @@ import type { Call } from "../testing/laws/sample.ts";
 import { subjects } from "../testing/laws/samples.ts";
 import { property } from "../testing/property.ts";
 import { lowerings } from "./lowerings.ts";
+import { matrixUnit } from "./matmul_matrix_plan.ts";
 import { webgpu } from "./webgpu.ts";
 
 const gpu = await needAdapter(webgpu());
+const { subgroupSize, f16 } = gpu.capabilities;
+const units = f16 && subgroupSize >= 4 && matrixUnit(gpu.capabilities) !== undefined;
 
 /** The results of a call on the GPU, as users get them. */
 function run<P>(op: Op<P>, { inputs, params }: Call<P>): Tensor[] {
@@ -37,12 +40,12 @@ for (const { name, op, sample } of subjects()) {
     `${name}() on the GPU errs at most twice as much as naive f32, and equally each time`,
     [sample.calls(gpu.dtypes)],
     async (call) => {
-      const results = run(op, call);
+      const results = run(op, call), accuracy = units ? sample.onUnits ?? sample.accuracy : sample.accuracy;
       const bytes = await read(results);
       const values = (bytes: Uint8Array[]): HostArray[] => bytes.map((b, i) => decode(results[i].dtype, b));
-      assertAccurate(op, call, sample.accuracy, values(bytes));
+      assertAccurate(op, call, accuracy, values(bytes));
       assert.deepEqual(await read(run(op, call)), bytes);
-      if (op.view !== undefined) assertAccurate(op, call, sample.accuracy, values(await read(lower(op, call))));
+      if (op.view !== undefined) assertAccurate(op, call, accuracy, values(await read(lower(op, call))));
     },
   );
 }

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { packMatrix, type PackParts } from "./matmul_matrix_pack.ts";
 
 function* everyParts(): Generator<PackParts> {
-  for (const dtype of ["f16", "bf16"] as const) {
+  for (const dtype of ["f16", "bf16", "f32"] as const) {
     for (const [lanes, rows] of [[8, 32], [4, 8], [256, 1]]) {
       for (const vec of [1, 8] as const) yield { dtype, alongK: true, vec, lanes, rows };
       yield { dtype, alongK: false, vec: 1, lanes, rows };
@@ -20,8 +20,8 @@ Deno.test("packMatrix() names a kernel by all of its parameters", () => {
   }
 });
 
-Deno.test("packMatrix() writes exponents for bf16 alone, whose range f16 lacks", () => {
+Deno.test("packMatrix() writes exponents for bf16 and f32, whose range f16 lacks", () => {
   for (const parts of everyParts()) {
-    assert.deepEqual(packMatrix(parts).writes, parts.dtype === "bf16" ? ["y", "exponents"] : ["y"]);
+    assert.deepEqual(packMatrix(parts).writes, parts.dtype === "f16" ? ["y"] : ["y", "exponents"]);
   }
 });

@@ -116,7 +116,9 @@ export function pickMatrix(
   const unit = matrixUnit(capabilities), lanes = capabilities.subgroupSize;
   const { m, n, k, a, b } = problem;
   if (unit === undefined || !capabilities.f16 || lanes < 4 || m < 2 || n < 2 || k < 8) return undefined;
-  if (a.dtype === "f32" || b.dtype === "f32") return undefined;
+  // Two f32 operands promise f32's digits. One beside 16 bits does not: its rounding to f16 is as fine as that of a model
+  // which holds both in the 16 bits.
+  if (a.dtype === "f32" && b.dtype === "f32") return undefined;
   const software = lanes <= 8;
   const pack = packed(problem);
   if (!software && (pack.a || pack.b) && m * n * k * count(problem.batch) < 2 ** 26) return undefined;
@@ -184,7 +186,7 @@ function planPack(
   const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
   const at = software ? 8 : alongK ? 256 / lanes : 32;
   const parts: PackParts = {
-    ...{ dtype: v.dtype as "f16" | "bf16", alongK, vec: alongK && aligned ? 8 : 1, lanes, rows: at },
+    ...{ dtype: v.dtype, alongK, vec: alongK && aligned ? 8 : 1, lanes, rows: at },
   };
   const groups = Math.ceil(rows / at), workgroups = groups * batches;
   const [s0, s1, s2] = three(v.batchStrides, 0), [, batch1, batch2] = three(sizes, 1);
@@ -198,7 +200,7 @@ function planPack(
       workgroups: line(workgroups),
       uniforms: { rows, k, words, offset: v.offset, stride: v.stride, batch1, batch2, s0, s1, s2, groups, workgroups },
       bytes: batches * rows * words * 16,
-      exponents: v.dtype === "bf16" ? batches * rows : 0,
+      exponents: v.dtype === "f16" ? 0 : batches * rows,
     },
     view: { dtype: "f16", offset: 0, transposed: operand === "b", stride: words * 8, batchStrides },
   };
@@ -226,8 +228,8 @@ export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProb
     out: splits > 1 ? "f32" : out,
     outVec: n % 8 === 0 ? 8 : n % 4 === 0 ? 4 : n % 2 === 0 ? 2 : 1,
     accumulate: accumulate && splits === 1,
-    scaledA: must.a && problem.a.dtype === "bf16",
-    scaledB: must.b && problem.b.dtype === "bf16",
+    scaledA: must.a && problem.a.dtype !== "f16",
+    scaledB: must.b && problem.b.dtype !== "f16",
   };
   const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);
   const workgroups = m * n === 0 ? 0 : tilesM * tilesN * splits * batches;

@@ -5,6 +5,7 @@ import { tensor } from "../tensor/create.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { abs, cast } from "../tensor/elementwise.ts";
 import { matmul } from "../tensor/matmul.ts";
+import { project } from "../tensor/project.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { draw } from "../testing/laws/both.ts";
@@ -182,6 +183,35 @@ Deno.test("infinities and NaN of bf16 go through", async () => {
   });
   const got = await matmul(a, tensor(Array(128).fill(1), { shape: [8, 16], dtype: "bf16", backend: gpu })).data();
   assert.deepEqual([got[0], got[16], got[32], got[48]], [Infinity, NaN, 7.5, 8]);
+});
+
+Deno.test("f32 rows beside 16-bit weights are packed, each with a range of its own, and keep what is not finite", async () => {
+  const [k, n] = [24, 16], values = draw(1, [k]).dataSync() as Float32Array;
+  const sizes = [1, 2 ** 100, 2 ** -100, 0, 3e38, 2 ** -140, 1e-3, 5, NaN, Infinity, -Infinity, 7];
+  const rows = sizes.map((size) =>
+    Number.isFinite(size) ? values.map((v) => Math.sign(v) * Math.min(1, Math.abs(v)) * size) : values.with(3, size)
+  );
+  for (const dtype of ["f16", "bf16"] as const) {
+    const weight = (draw(2, [n, k], dtype).dataSync() as Float32Array).map((w) => w / 64);
+    const x = tensor(rows.flatMap((row) => [...row]), { shape: [rows.length, k], backend: gpu });
+    const w = tensor(weight, { shape: [n, k], dtype, backend: gpu });
+    const held = await w.data(), compiled = compile((x: Tensor, w: Tensor) => project(x, [w]));
+    const got = await compiled(x, w).data();
+    if (hasUnits) {
+      const names = compiled.recordings[0].kernels.map(({ name }) => name).join();
+      assert.match(names, /matmul_pack_f32.*matmul_matrix/);
+    }
+    rows.forEach((row, i) => {
+      for (let j = 0; j < n; j++) {
+        const terms = Array.from(row, (v, l) => v * held[j * k + l]), y = got[i * n + j], at = `${dtype} ${i}, ${j}`;
+        const exact = terms.reduce((a, b) => a + b), size = terms.reduce((a, b) => a + Math.abs(b), 0);
+        if (Number.isFinite(exact)) {
+          // Below 2^-126 a device may flush to zero what it reads.
+          assert.ok(Math.abs(y - exact) <= size * 2 ** -11 + (size < 2 ** -120 ? size : 0), `${at}: ${y} for ${exact}`);
+        } else assert.equal(y, exact, at);
+      }
+    });
+  }
 });
 
 Deno.test("the same product gives the same bits", async () => {

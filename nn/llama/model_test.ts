@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { webgpu } from "../../mod.ts";
-import { valueAndGrad } from "../../autograd/grad.ts";
-import { memory, setBackend } from "../../tensor/backend.ts";
+import { valueAndGrad, vjp } from "../../autograd/grad.ts";
+import { getBackend, memory, setBackend } from "../../tensor/backend.ts";
 import { cpu } from "../../tensor/cpu.ts";
 import { arange, tensor } from "../../tensor/create.ts";
 import { bf16Bits, bf16Value } from "../../tensor/dtype.ts";
@@ -235,6 +235,21 @@ for (const attention of algorithms) {
   });
 }
 
+/** How far scores of bf16 parameters may lie from exact ones: `f32` where products keep f32 activations as they are. */
+async function boundOf(
+  f32: number,
+  params: Record<string, Tensor>,
+  ids: Tensor,
+  want: ArrayLike<number>,
+): Promise<number> {
+  if (!getBackend().capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32")) return f32;
+  // Matrix units take eleven digits of them, a model all in bf16 eight: they err an eighth as much.
+  const [plain, pullback] = vjp((p: Record<string, Tensor>) => llama.forward(p, small, ids).logits, params);
+  const all = await plain.data();
+  pullback[Symbol.dispose]();
+  return distance(all.subarray(all.length - want.length), want) / 8;
+}
+
 test("a prompt can go through the model in parts of any length", async () => {
   const params = llama.init(key(7), small, { dtype: "bf16" }), ids = randint(key(6), [1, 40], { max: 61 });
   const whole = await llama.forward(params, small, ids, { logitsToKeep: 1 }).logits.data();
@@ -244,10 +259,10 @@ test("a prompt can go through the model in parts of any length", async () => {
     cache = next.cache!;
     last = await next.logits.data();
   }
-  assert(distance(last, whole) < 1e-4);
+  assert(distance(last, whole) < await boundOf(1e-4, params, ids, whole));
 });
 
-test("scores are f32 and exact for parameters of 16 bits, and of as many places as asked for", async () => {
+test("scores are f32, as exact as products are for parameters of 16 bits, and of as many places as asked for", async () => {
   const params = llama.init(key(7), small, { dtype: "bf16" });
   const wide = Object.fromEntries(
     await Promise.all(
@@ -258,10 +273,11 @@ test("scores are f32 and exact for parameters of 16 bits, and of as many places 
   const want = await llama.forward(wide, small, ids).logits.data();
   const { logits } = llama.forward(params, small, ids);
   assert.equal(logits.dtype, "f32");
-  assert(distance(await logits.data(), want) < 2e-5);
+  assert(distance(await logits.data(), want) < await boundOf(2e-5, params, ids, want));
   const { logits: last } = llama.forward(params, small, ids, { logitsToKeep: 3 });
   assert.deepEqual(last.shape, [2, 3, 61]);
-  assert(distance(await last.data(), await slice(logits, [0, 9, 0], [2, 12, 61]).data()) < 1e-5);
+  const three = await last.data(), whole = await slice(logits, [0, 9, 0], [2, 12, 61]).data();
+  assert(distance(three, whole) < await boundOf(1e-5, params, ids, want));
 });
 
 test("positions given by hand are those counted by default", async () => {

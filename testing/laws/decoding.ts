@@ -13,7 +13,7 @@ import {
 import type { Tensor } from "../../tensor/tensor.ts";
 import { boolean, compose, elementOf, integer, oneOf } from "../arbitrary.ts";
 import { arbTensorData } from "../tensors.ts";
-import { arbInput, callOf, few, given, type Naive, plain, refuse, type Sample, typeOf } from "./sample.ts";
+import { arbInput, callOf, few, given, type Naive, onUnits, plain, refuse, type Sample, typeOf } from "./sample.ts";
 import { f } from "./elementwise.ts";
 import { naiveSums, type Sum } from "./reduce.ts";
 
@@ -28,7 +28,7 @@ const builds = compose((draw) => {
   };
 });
 
-const naiveProject = (sum: Sum): Naive<ProjectParams> => (inputs, params, y) => {
+const naiveProject = (sum: Sum, units = false): Naive<ProjectParams> => (inputs, params, y) => {
   const { x, norm, weights, residual } = projectInputs(inputs, params), columns = y.shape.at(-1)!;
   const length = x.shape.at(-1)!, rows = y.data.length / Math.max(1, columns);
   for (let row = 0; row < rows; row++) {
@@ -37,6 +37,7 @@ const naiveProject = (sum: Sum): Naive<ProjectParams> => (inputs, params, y) => 
       const scale = f(1 / f(Math.sqrt(f(f(sum(n.map((v) => f(v * v))) / length) + f(params.eps!)))));
       n = n.map((v, i) => f(f(v * scale) * norm.data[i]));
     }
+    if (units) n = n.map((v) => onUnits(weights[0].dtype, v));
     const dots = weights.flatMap(({ shape, data }) =>
       Array.from({ length: shape[0] }, (_, j) => sum(n.map((v, i) => f(v * data[j * length + i]))))
     );
@@ -216,7 +217,8 @@ const decode = (k: Tensor, v: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, len
 export const decoding = {
   project: {
     calls: projectCalls,
-    accuracy: { kind: "worst", naive: naiveSums.map(naiveProject) },
+    accuracy: { kind: "worst", naive: naiveSums.map((sum) => naiveProject(sum)) },
+    onUnits: { kind: "worst", naive: naiveSums.map((sum) => naiveProject(sum, true)) },
     smooth: null,
     refused: oneOf(
       refuse(ShapeError, [plain([2, 3]), plain([4, 2])], by()),

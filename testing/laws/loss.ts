@@ -18,6 +18,7 @@ import {
   floats,
   given,
   type Naive,
+  onUnits,
   plain,
   refuse,
   type Sample,
@@ -101,14 +102,16 @@ function exactLogitsOf({ shape: [N, D], data: h }: NdArray, { shape: [V], data: 
 
 /** dhidden and dweight from slopes by the logits. */
 function pull(
-  slopes: number[][],
+  exactly: number[][],
   hidden: NdArray,
   weight: NdArray,
   sum: Sum,
   dhidden: NdArray,
   dweight: NdArray,
+  units: boolean,
 ): void {
   const [N, D] = hidden.shape, [V] = weight.shape;
+  const slopes = units ? exactly.map((row) => row.map((g) => onUnits(weight.dtype, g))) : exactly;
   for (let i = 0; i < N; i++) {
     for (let d = 0; d < D; d++) {
       dhidden.data[i * D + d] = sum(slopes[i].map((g, j) => f(g * weight.data[j * D + d])));
@@ -121,10 +124,26 @@ function pull(
   }
 }
 
-const by = (make: (sum: Sum, apart: boolean) => Naive<RowLoss>, aparts = [false]): Accuracy<RowLoss> => ({
+type Make = (sum: Sum, apart: boolean, units: boolean) => Naive<RowLoss>;
+
+const by = (make: Make, aparts = [false], units = false): Accuracy<RowLoss> => ({
   kind: "worst",
-  naive: aparts.flatMap((apart) => naiveSums.map((sum) => make(sum, apart))),
+  naive: aparts.flatMap((apart) => naiveSums.map((sum) => make(sum, apart, units))),
 });
+
+const bothGradients: Make = (sum, apart, units) => ([dloss, x, w, labels], params, dx, dw) => {
+  const known = apart ? exactLogitsOf(x, w) : [];
+  const slopes = logitsOf(x, w, sum).map((z, i) =>
+    naiveRow(z, labels.data[i], params, sum, known[i]).slopes.map((s) => f(dloss.data[i] * s))
+  );
+  pull(slopes, x, w, sum, dx, dw, units);
+};
+
+const scaledSum: Make = (sum, _, units) => ([x, w, labels, scale], params, total, dx, dw) => {
+  const rows = logitsOf(x, w, sum).map((z, i) => naiveRow(z, labels.data[i], params, sum));
+  total.data[0] = f(scale.data[0] * sum(rows.map(({ loss }) => loss)));
+  pull(rows.map(({ slopes }) => slopes.map((s) => f(scale.data[0] * s))), x, w, sum, dx, dw, units);
+};
 
 const forward = (sum: Sum, linear: boolean): Naive<RowLoss> => (inputs, params, losses, lses) => {
   const [x, w] = inputs, labels = inputs[linear ? 2 : 1];
@@ -267,13 +286,8 @@ export const losses = {
         const lse = lseOf(exactLogitsOf(asArray(inputs[0]), asArray(inputs[1])), params, accumulatorOf(dtype));
         return callOf([draw(cotangent(dtype)([inputs[0].shape[0]])), ...inputs, draw(lse)], params);
       }),
-    accuracy: by((sum, apart) => ([dloss, x, w, labels], params, dx, dw) => {
-      const known = apart ? exactLogitsOf(x, w) : [];
-      const slopes = logitsOf(x, w, sum).map((z, i) =>
-        naiveRow(z, labels.data[i], params, sum, known[i]).slopes.map((s) => f(dloss.data[i] * s))
-      );
-      pull(slopes, x, w, sum, dx, dw);
-    }, [false, true]),
+    accuracy: by(bothGradients, [false, true]),
+    onUnits: by(bothGradients, [false, true], true),
     smooth: null,
     refused: null,
   } satisfies Sample<RowLoss>,
@@ -282,11 +296,8 @@ export const losses = {
       builds(held).chain(({ dtype, of }) =>
         linearCalls(of, (s) => arbInput(s, dtype, weightRange), true, cotangent(dtype))
       ),
-    accuracy: by((sum) => ([x, w, labels, scale], params, total, dx, dw) => {
-      const rows = logitsOf(x, w, sum).map((z, i) => naiveRow(z, labels.data[i], params, sum));
-      total.data[0] = f(scale.data[0] * sum(rows.map(({ loss }) => loss)));
-      pull(rows.map(({ slopes }) => slopes.map((s) => f(scale.data[0] * s))), x, w, sum, dx, dw);
-    }),
+    accuracy: by(scaledSum),
+    onUnits: by(scaledSum, [false], true),
     smooth: linearCalls(smallSizes, (s) => arbSmooth(s), false, () => given([0.75], [], "f64")),
     results: ([total]) => [total],
     constants: () => [3],

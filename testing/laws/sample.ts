@@ -41,11 +41,20 @@ export interface Refusal {
   readonly call: (...inputs: Tensor[]) => unknown;
 }
 
+/** What matrix units take of f32 numbers beside operands of such a dtype: f16's eleven digits, in any range. */
+export function onUnits(other: DType, x: number): number {
+  if (other !== "f16" && other !== "bf16") return x;
+  const high = x * (2 ** 42 + 1); // Dekker 1971
+  return high - (high - x);
+}
+
 /** How to draw calls of one op. */
 export interface Sample<P> {
   /** Valid calls with tensors of the dtypes that a backend holds: all dtypes that the op takes, shapes, views, specials. */
   calls(held: readonly DType[]): Arbitrary<Call<P>>;
   readonly accuracy: Accuracy<P>;
+  /** The same for devices with matrix units, where a product of f32 by 16 bits has eleven digits of the f32 operand. */
+  readonly onUnits?: Accuracy<P>;
   /** Small calls in f64 away from kinks; null where the op has no derivative. */
   readonly smooth: Arbitrary<Call<P>> | null;
   /** The reference counts on outputs that are zero at first. */
