@@ -246,7 +246,7 @@ export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProb
       ...{
         m,
         n,
-        k: Math.ceil(k / 8) * 8,
+        k,
         offset_a: a.offset,
         offset_b: b.offset,
         stride_a: a.stride,

@@ -150,6 +150,12 @@ Deno.test("batches repeat, and share one packed operand", async () => {
   ], null);
 });
 
+Deno.test("what lies after the last term of an operand does not count", async () => {
+  const batch = [[3], [3]] as const;
+  await check([{ sizes: [16, 24, 37], dtype: "f16", layout: "tn", batch }], 0);
+  for (const dtype of ["f16", "bf16"] as const) await check([{ sizes: [16, 24, 37], dtype, batch }], null);
+});
+
 Deno.test("bf16 products keep their range: numbers far beyond that of f16 neither overflow nor vanish", async () => {
   for (const exponent of [0, 60, -100]) {
     await check([{ sizes: [17, 24, 40], dtype: "bf16", layout: exponent > 0 ? "nt" : "nn", exponent }], 2);
