@@ -6,7 +6,7 @@ import { expressions, gridFor } from "./elementwise.ts";
 import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
 import { fill } from "./movement.ts";
-import { multiply, type Multiplying } from "./matmul_lowering.ts";
+import { multiply, type Multiplying, rewritten } from "./matmul_lowering.ts";
 import { lowerReduce } from "./reduce_lowering.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 
@@ -155,6 +155,7 @@ function gradients(call: Lowering<RowLoss>, dhidden: View, dweight: View) {
   const shared = sharing(call);
   return {
     add(dlogits: View, rows: View, weight: View, first: number): void {
+      rewritten(shared, dlogits);
       multiply(shared, dlogits, weight, { transposeA: false, transposeB: false }, dh, { row: first });
       multiply(shared, dlogits, rows, { transposeA: true, transposeB: false }, dw, { accumulate: first > 0 });
     },

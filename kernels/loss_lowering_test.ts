@@ -4,7 +4,9 @@ import { compile } from "../tensor/compile.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
 import type { DType } from "../tensor/dtype.ts";
-import { type CrossEntropyOptions, linearCrossEntropy } from "../tensor/loss.ts";
+import { abs, cast } from "../tensor/elementwise.ts";
+import { matmul } from "../tensor/matmul.ts";
+import { crossEntropy, type CrossEntropyOptions, linearCrossEntropy } from "../tensor/loss.ts";
 import { grad, valueAndGrad } from "../mod.ts";
 import { key, randint } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -13,6 +15,7 @@ import { sum } from "../tensor/reduce.ts";
 import { assertClose } from "../testing/mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { assertSame, draw, stored } from "../testing/laws/both.ts";
+import { matrixUnit } from "./matmul_matrix_plan.ts";
 import { webgpu } from "./webgpu.ts";
 
 const gpu = await needAdapter(webgpu());
@@ -72,8 +75,6 @@ Deno.test("linearCrossEntropy() in many chunks of rows is what it is in one", as
 });
 
 Deno.test("a bf16 gradient of the vocabulary is rounded once, however many chunks it is summed over", async () => {
-  const small = await webgpu();
-  Object.assign(small.capabilities, { maxBinding: 4 * 4 * 130 }); // four rows of 130 logits
   const [N, D, V] = [64, 24, 130], [h, w] = [draw(1, [N, D], "bf16"), draw(2, [V, D], "bf16")];
   const labels = randint(key(2, { backend: cpu() }), [N], { max: V }).dataSync();
   const gradient = (backend: Backend, dtype: DType) => {
@@ -82,6 +83,20 @@ Deno.test("a bf16 gradient of the vocabulary is rounded once, however many chunk
     return grad((w: Tensor) => linearCrossEntropy(a, w, t, { reduction: "sum" }))(b);
   };
   const expected = await gradient(cpu(), "f64").data();
-  await assertClose(gradient(small, "bf16"), expected, { rtol: 2 ** -8, atol: 1e-4 });
-  small.dispose();
+  // Matrix units take eleven digits of each slope.
+  const [a, b] = [h, w].map((x) => cast(x, "f64")), loss = { reduction: "sum" } as const;
+  const slopes = grad((z: Tensor) => crossEntropy(z, tensor(labels, { dtype: "i32", backend: cpu() }), loss))(
+    matmul(a, b, { transposeB: true }),
+  );
+  const terms = matmul(abs(slopes), abs(a), { transposeA: true }).dataSync();
+  for (const rows of [4, 16]) { // those of a chunk: few stream the weight, more go through matrix units where there are some
+    const small = await webgpu();
+    Object.assign(small.capabilities, { maxBinding: rows * 4 * 130 });
+    const got = await gradient(small, "bf16").data(), units = rows > 8 && matrixUnit(small.capabilities) !== undefined;
+    expected.forEach((exact, i) => {
+      const bound = 2 ** -8 * Math.abs(exact) + 1e-4 + (units ? 2 ** -12 * terms[i] : 0);
+      assert.ok(Math.abs(got[i] - exact) <= bound, `${i}: ${got[i]} for ${exact}, bound ${bound}`);
+    });
+    small.dispose();
+  }
 });

@@ -32,7 +32,12 @@ function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: nu
 /** What a product needs of its call. */
 export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
   /** What was packed for matrix units into which buffer; operands that lie there already are not packed again. */
-  readonly packed?: Map<number, string>;
+  readonly packed?: Map<number, { readonly from: number; readonly how: string }>;
+}
+
+/** Says that other numbers lie in a buffer now: what was packed from it is not what it holds. */
+export function rewritten({ packed }: Multiplying, x: View): void {
+  for (const [to, { from }] of packed ?? []) if (from === x.buffer.id) packed!.delete(to);
 }
 
 /** Where a product goes: into what its target holds, or from some row of it on. */
@@ -70,13 +75,18 @@ function dispatchProduct(
   const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
   const flops = 2 * problem.m * problem.n * problem.k * sizeOf(problem.batch);
   const operands = { a, b }, exponents: View[] = [];
-  for (const { operand, kernel, uniforms, workgroups, ...size } of plan.packs) {
-    const x = operands[operand], axes = operand === "a" ? [] : [1]; // two shapes, since calls may share buffers by shape
+  for (const { operand, kernel, most, uniforms, workgroups, ...size } of plan.packs) {
+    const x = operands[operand], axes = operand === "a" ? [] : [1]; // shapes apart, since calls may share buffers by shape
     const whole = call.temporary([size.bytes / 4, ...axes], "u32");
     const written = size.exponents === 0 ? [] : [call.temporary([size.exponents, ...axes], "i32")];
-    const what = `${x.buffer.id} ${kernel.name} ${Object.values(uniforms)}`;
-    if (call.packed?.get(whole.buffer.id) !== what) call.dispatch(kernel, [x, whole, ...written], uniforms, workgroups);
-    call.packed?.set(whole.buffer.id, what);
+    const from = x.buffer.id, how = `${kernel.name} ${Object.values(uniforms)}`;
+    const there = call.packed?.get(whole.buffer.id);
+    if (there?.from !== from || there.how !== how) {
+      const known = most === undefined ? [] : [call.temporary([1, 1, most.words, ...axes], "u32")];
+      if (most !== undefined) call.dispatch(most.kernel, [x, ...known], uniforms, workgroups);
+      call.dispatch(kernel, [x, ...known, whole, ...written], uniforms, workgroups);
+    }
+    call.packed?.set(whole.buffer.id, { from, how });
     operands[operand] = whole;
     exponents.push(...written);
   }

@@ -252,6 +252,7 @@ ${multiply("now")}
 ${save("now")}
     workgroupBarrier();
 ${tail}`;
+  const exponentsAt = ({ x, alongK }: Side) => `base_${x} / ${alongK ? `u.stride_${x}` : "u.k"}`;
   const perRow = strip.columns / 8, atOnce = Math.min(unit.m, lanes / perRow);
   const at = ({ x, alongK, stride }: Side, i: string) => `let at_${x} = ${i}${alongK ? ` * ${stride}u` : " / 8u"};`;
   return wgsl`var<workgroup> slices: array<vec4u, ${Math.max(slice * buffers, strip.words)}>;
@@ -297,8 +298,8 @@ ${
     store(${
           ["base_c", `m + ${i * unit.m}u + p * ${atOnce}u`, `n + ${h * strip.columns}u`].join(", ")
         }, bitcast<vec4f>(slices[word]), bitcast<vec4f>(slices[word + 1u])${
-          parts.scaledA ? ", base_a / u.stride_a" : ""
-        }${parts.scaledB ? ", base_b / u.stride_b" : ""});
+          parts.scaledA ? `, ${exponentsAt(sides[0])}` : ""
+        }${parts.scaledB ? `, ${exponentsAt(sides[1])}` : ""});
   }
   workgroupBarrier();`).join("\n"))
   }

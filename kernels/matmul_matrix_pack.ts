@@ -1,5 +1,5 @@
 /**
- * Operands made fit for matrix units: rows of f16 adjacent along k, whole vectors of eight, zeros after the last.
+ * Operands made fit for matrix units: f16, in whole vectors of eight along the axis that is adjacent in memory.
  *
  * bf16 and f32 have more range than f16, so an operand of them becomes f16 times a power of two, one for each row (a row of
  * A, a column of B): the largest number of the row then lies between 2^14 and 2^15. The product is multiplied by both powers
@@ -8,10 +8,14 @@
  * lose to the largest terms. An f32 operand comes with one of 16 bits, in whose dtype a model would hold both: eleven digits
  * are more than the eight of bf16, and as many as f16 has.
  *
- *   row adjacent along k   ──lanes──▶ max ──▶ exponent ──▶ second walk writes            (the row is in the cache by then)
- *   row strided along k    32 rows by groups of lanes, each of which has every so many vectors of eight
+ *   rows adjacent along k      ──lanes──▶ max ──▶ exponent ──▶ second walk writes        (the row is in the cache by then)
+ *   rows side by side, eight   `most`: the largest of each row in a chunk of k ──▶ `side`: their largest, exponents; writes
+ *   at a time                  in the same layout, which the product reads in place
+ *   rows side by side, ragged  32 rows by groups of lanes, which write rows adjacent along k, zeros after the last term
  *
- * Floor: 4 bytes an element of 16 bits, 6 of f32, at the speed of a copy.
+ * Floor: 4 bytes an element of 16 bits, 6 of f32, at the speed of a copy; side by side 6 and 10, since nothing is read
+ * again from a cache. Loads of both kernels of that way are whole lines, and parts of k keep all of a device busy, which
+ * the third way does not: it has a workgroup for 32 rows.
  */
 import { each, type Kernel, kernel, wgsl } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
@@ -31,7 +35,7 @@ export interface PackParts {
 }
 
 /** `eight(base, w)`: the elements of vector `w` of the row at `base`, f16 as they lie, others as the bits of f32. */
-function reader({ dtype, alongK, vec }: PackParts): string {
+function reader({ dtype, alongK, vec }: Pick<PackParts, "dtype" | "alongK" | "vec">): string {
   const [structure, type] = dtype === "f16" ? ["", "vec4u"] : ["struct Eight { low: vec4u, high: vec4u }", "Eight"];
   if (vec === 8) {
     const widened = (v: string) => `(${v} << vec4u(16u, 0u, 16u, 0u)) & vec4u(0xffff0000u)`;
@@ -67,7 +71,7 @@ fn largest(v: Eight) -> u32 {
   let four = max(finite(v.low), finite(v.high)); let two = max(four.xy, four.zw);
   return max(two.x, two.y);
 }
-fn pairs(bits: vec4u, scale: f32) -> vec2u {
+fn pairs(bits: vec4u, scale: vec4f) -> vec2u {
   let v = bitcast<vec4f>(bits) * scale;
   return vec2u(${pack2("f16", "v.x", "v.y")}, ${pack2("f16", "v.z", "v.w")});
 }`;
@@ -107,7 +111,7 @@ ${
   workgroupBarrier();
   let most = atomicLoad(&most_of[mine]);
   let e = ${exponent};
-  let scale = bitcast<f32>(u32(127 - e) << 23u);
+  let scale = vec4f(bitcast<f32>(u32(127 - e) << 23u));
   if (lane == 0u && row < u.rows) { exponents[z * u.rows + row] = e; }`
         : ""
     }
@@ -120,3 +124,82 @@ ${
 }`;
   });
 }
+
+/** Rows of a workgroup, and how many of its lanes share their terms: a lane loads eight rows. */
+export const sideRows = 256, sideLanes = 8;
+
+/** Loads of a lane that are on their way together. */
+const together = 4;
+
+const sideUniforms = Object.fromEntries(
+  "rows k offset stride batch1 batch2 s0 s1 s2 across chunks chunk workgroups".split(" ").map((name) => [name, "u32"]),
+) as Record<string, "u32">;
+
+/** What both kernels begin with, and a walk over a lane's terms: `use(v, k)` has a load and the term that it is of. */
+const sides = (dtype: MatmulDType, memory: string) =>
+  wgsl`${reader({ dtype, alongK: true, vec: 8 })}
+${scaling}
+${memory}
+@compute @workgroup_size(${sideRows})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
+  let id = wid.y * 65535u + wid.x;
+  if (id >= u.workgroups) { return; }
+  let part = id / u.across % u.chunks; let z = id / u.across / u.chunks;
+  let first = id % u.across * ${sideRows}u; let own = first + li; let at = li % ${
+    sideRows / 8
+  }u * 8u; let row = first + at;
+  let base = u.offset + z / u.batch2 / u.batch1 * u.s0 + z / u.batch2 % u.batch1 * u.s1 + z % u.batch2 * u.s2 + row;
+  let begin = part * u.chunk + li / ${
+    sideRows / 8
+  }u; let end = select(0u, min(u.k, (part + 1u) * u.chunk), row < u.rows);`;
+
+const walk = (use: (v: string, k: string) => string) =>
+  wgsl`  for (var k = begin; k < end; k += ${together * sideLanes}u) {
+${
+    each(together, (i) =>
+      `    let k${i} = k + ${i * sideLanes}u; let v${i} = eight(base + min(k${i}, end - 1u) * u.stride, 0u);`)
+  }
+${each(together, (i) => `    ${use(`v${i}`, `k${i}`)}`)}
+  }`;
+
+/** Rows side by side: writes the bits of the largest finite number of each row, for each chunk of k. */
+export const mostOfRows = (dtype: MatmulDType): Kernel =>
+  kernel(
+    `matmul_most_${dtype}`,
+    { reads: { x: "vec4u" }, writes: { most: "u32" }, uniforms: sideUniforms },
+    () =>
+      wgsl`${sides(dtype, `var<workgroup> most_of: array<atomic<u32>, ${sideRows}>;`)}
+  var low = vec4u(); var high = vec4u();
+${walk((v) => `low = max(low, finite(${v}.low)); high = max(high, finite(${v}.high));`)}
+${each(4, (j) => `  atomicMax(&most_of[at + ${j}u], low[${j}]); atomicMax(&most_of[at + ${j + 4}u], high[${j}]);`)}
+  workgroupBarrier();
+  if (own < u.rows) { most[(z * u.chunks + part) * u.rows + own] = atomicLoad(&most_of[li]); }
+}`,
+  );
+
+/** Rows side by side: reads x and what {@linkcode mostOfRows} wrote; writes y in the layout of x, and an exponent a row. */
+export const packSide = (dtype: MatmulDType): Kernel =>
+  kernel(`matmul_pack_${dtype}_side`, {
+    reads: { x: "vec4u", known: "u32" },
+    writes: { y: "vec4u", exponents: "i32" },
+    uniforms: sideUniforms,
+  }, () =>
+    wgsl`${sides(dtype, `var<workgroup> scales: array<f32, ${sideRows}>;`)}
+  var most = 0u;
+  let mine = z * u.chunks * u.rows + min(own, u.rows - 1u);
+  for (var c = 0u; c < u.chunks; c += ${together}u) {
+${each(together, (i) => `    let m${i} = known[mine + min(c + ${i}u, u.chunks - 1u) * u.rows];`)}
+    most = max(most, max(max(m0, m1), max(m2, m3)));
+  }
+  let e = ${exponent};
+  if (part == 0u && own < u.rows) { exponents[z * u.rows + own] = e; }
+  scales[li] = bitcast<f32>(u32(127 - e) << 23u);
+  workgroupBarrier();
+  let low = vec4f(${each(4, (j) => `scales[at + ${j}u]`).join(", ")});
+  let high = vec4f(${each(4, (j) => `scales[at + ${j + 4}u]`).join(", ")});
+${
+      walk((v, k) =>
+        `if (${k} < end) { y[((z * u.k + ${k}) * u.rows + row) >> 3u] = vec4u(pairs(${v}.low, low), pairs(${v}.high, high)); }`
+      )
+    }
+}`);

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { packMatrix, type PackParts } from "./matmul_matrix_pack.ts";
+import { mostOfRows, packMatrix, type PackParts, packSide } from "./matmul_matrix_pack.ts";
 
 function* everyParts(): Generator<PackParts> {
   for (const dtype of ["f16", "bf16", "f32"] as const) {
@@ -23,5 +23,14 @@ Deno.test("packMatrix() names a kernel by all of its parameters", () => {
 Deno.test("packMatrix() writes exponents for bf16 and f32, whose range f16 lacks", () => {
   for (const parts of everyParts()) {
     assert.deepEqual(packMatrix(parts).writes, parts.dtype === "f16" ? ["y"] : ["y", "exponents"]);
+  }
+});
+
+Deno.test("rows side by side are packed by two kernels for each dtype that needs exponents", () => {
+  for (const dtype of ["bf16", "f32"] as const) {
+    const [most, side] = [mostOfRows(dtype), packSide(dtype)];
+    assert.deepEqual([most.name, side.name], [`matmul_most_${dtype}`, `matmul_pack_${dtype}_side`]);
+    assert.deepEqual([most.writes, side.reads, side.writes], [["most"], ["x", "known"], ["y", "exponents"]]);
+    for (const { source } of [most, side]) assert.doesNotMatch(source, /undefined|NaN|enable |\[object/);
   }
 });

@@ -1,5 +1,6 @@
 /** From a product to dispatches on matrix units: which tile, which operands are packed first, with which uniforms. */
 import type { Capabilities } from "../tensor/backend.ts";
+import type { Kernel } from "./kernel.ts";
 import { matmulSum } from "./matmul.ts";
 import {
   matmulMatrix,
@@ -9,12 +10,14 @@ import {
   type MatrixTile,
   type MatrixUnit,
 } from "./matmul_matrix.ts";
-import { packMatrix, type PackParts } from "./matmul_matrix_pack.ts";
+import { mostOfRows, packMatrix, type PackParts, packSide, sideRows } from "./matmul_matrix_pack.ts";
 import type { MatmulCapabilities, MatmulPlan, MatmulProblem, MatmulStep, MatmulView } from "./matmul_plan.ts";
 
 /** The dispatch that packs an operand, and what it writes. */
 export interface PackStep extends MatmulStep {
   readonly operand: "a" | "b";
+  /** The kernel that comes before it, with the same uniforms and workgroups, and writes so many words for it to read. */
+  readonly most?: { readonly kernel: Kernel; readonly words: number };
   /** Bytes of the packed operand. */
   readonly bytes: number;
   /** How many exponents come with it; 0 where its numbers stay what they are. */
@@ -95,14 +98,21 @@ const dispatchCost = 4, partialBytes = 5e6;
 
 const count = (batch: readonly number[]) => batch.reduce((x, y) => x * y, 1);
 
-/** Whether an operand can be read where it lies: f16, every row whole vectors of eight from whole vectors on. */
-function fits(v: MatmulView, adjacent: number): boolean {
-  return v.dtype === "f16" && adjacent % 8 === 0 && [v.offset, v.stride, ...v.batchStrides].every((x) => x % 8 === 0);
+/** Whether an operand lies in whole vectors of eight. */
+function whole(v: MatmulView, adjacent: number): boolean {
+  return adjacent % 8 === 0 && [v.offset, v.stride, ...v.batchStrides].every((x) => x % 8 === 0);
 }
 
-/** Operands that a product on matrix units has to pack. */
-function packed({ m, n, k, a, b }: MatmulProblem): { a: boolean; b: boolean } {
-  return { a: !fits(a, a.transposed ? m : k), b: !fits(b, b.transposed ? k : n) };
+/**
+ * What happens to an operand first: nothing, where it is f16 in whole vectors; packing in its own layout, where rows lie
+ * side by side in whole vectors; packing along k.
+ */
+type Packing = "none" | "side" | "along";
+
+function packings({ m, n, k, a, b }: MatmulProblem): { a: Packing; b: Packing } {
+  const of = (v: MatmulView, alongK: boolean, rows: number): Packing =>
+    !whole(v, alongK ? k : rows) ? "along" : v.dtype === "f16" ? "none" : alongK ? "along" : "side";
+  return { a: of(a, !a.transposed, m), b: of(b, b.transposed, n) };
 }
 
 /**
@@ -120,11 +130,16 @@ export function pickMatrix(
   // which holds both in the 16 bits.
   if (a.dtype === "f32" && b.dtype === "f32") return undefined;
   const software = lanes <= 8;
-  const pack = packed(problem);
-  if (!software && (pack.a || pack.b) && m * n * k * count(problem.batch) < 2 ** 26) return undefined;
+  const pack = packings(problem);
+  if (!software && (pack.a !== "none" || pack.b !== "none") && m * n * k * count(problem.batch) < 2 ** 26) {
+    return undefined;
+  }
   const { units, tiles, maxSplits = 32 } = tables.get(capabilities) ?? builtInTable(capabilities);
   const batches = count(problem.batch);
-  const inPlace = { transposedA: !pack.a && a.transposed, transposedB: pack.b || b.transposed };
+  const inPlace = {
+    transposedA: pack.a !== "along" && a.transposed,
+    transposedB: pack.b === "along" || b.transposed,
+  };
   let best: MatrixTile | undefined, shortest = Infinity;
   for (const { rate, wanted, ...sizes } of tiles) {
     const tile: MatrixTile = { kind: "matrix", ...sizes, splits: 1, unit, lanes };
@@ -171,38 +186,55 @@ function line(workgroups: number): [number, number, number] {
 
 const three = (v: readonly number[], fill: number) => [...Array<number>(3 - v.length).fill(fill), ...v];
 
-/** Packs an operand: rows of whole vectors along k, over the batch axes that it does not repeat. */
+/** Parts of k in which rows side by side are packed: enough workgroups for a large device, few enough to be read again. */
+const enoughGroups = 1024, mostChunks = 32, leastChunk = 32;
+
+/** Packs an operand over the batch axes that it does not repeat. */
 function planPack(
   operand: "a" | "b",
   { batch, ...p }: MatmulProblem,
+  packing: Packing,
   software: boolean,
 ): { step: PackStep; view: MatmulView } {
-  const v = p[operand], rows = operand === "a" ? p.m : p.n, { k } = p;
+  const v = p[operand], rows = operand === "a" ? p.m : p.n, { k } = p, { dtype } = v;
   const alongK = v.transposed === (operand === "b");
   const words = Math.ceil(k / 8), kept = batch.map((_, i) => v.batchStrides[i] !== 0);
   const sizes = batch.map((size, i) => kept[i] ? size : 1);
-  const batches = count(sizes);
-  const aligned = [v.offset, v.stride, ...v.batchStrides, k].every((x) => x % 8 === 0);
-  const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
-  const at = software ? 8 : alongK ? 256 / lanes : 32;
-  const parts: PackParts = {
-    ...{ dtype: v.dtype, alongK, vec: alongK && aligned ? 8 : 1, lanes, rows: at },
-  };
-  const groups = Math.ceil(rows / at), workgroups = groups * batches;
+  const batches = count(sizes), elements = packing === "side" ? rows * k : rows * words * 8;
   const [s0, s1, s2] = three(v.batchStrides, 0), [, batch1, batch2] = three(sizes, 1);
-  let step = rows * words * 8;
+  let step = elements;
   const batchStrides = sizes.toReversed().map((size, i) => kept[sizes.length - 1 - i] ? (step *= size) / size : 0)
     .reverse();
+  const common = { rows, k, offset: v.offset, stride: v.stride, batch1, batch2, s0, s1, s2 };
+  const made = { operand, bytes: 2 * batches * elements, exponents: dtype === "f16" ? 0 : batches * rows };
+  const view: MatmulView = { dtype: "f16", offset: 0, transposed: operand === "b", stride: words * 8, batchStrides };
+  if (packing === "side") {
+    const across = Math.ceil(rows / sideRows), wanted = Math.ceil(enoughGroups / across / batches);
+    const chunk = Math.max(leastChunk, Math.ceil(k / Math.min(wanted, mostChunks))), chunks = Math.ceil(k / chunk);
+    const workgroups = across * chunks * batches;
+    return {
+      step: {
+        ...made,
+        kernel: packSide(dtype),
+        most: { kernel: mostOfRows(dtype), words: batches * chunks * rows },
+        workgroups: line(workgroups),
+        uniforms: { ...common, across, chunks, chunk, workgroups },
+      },
+      view: { ...view, transposed: v.transposed, stride: rows },
+    };
+  }
+  const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
+  const at = software ? 8 : alongK ? 256 / lanes : 32;
+  const parts: PackParts = { dtype, alongK, vec: alongK && whole(v, k) ? 8 : 1, lanes, rows: at };
+  const groups = Math.ceil(rows / at), workgroups = groups * batches;
   return {
     step: {
-      operand,
+      ...made,
       kernel: packMatrix(parts),
       workgroups: line(workgroups),
-      uniforms: { rows, k, words, offset: v.offset, stride: v.stride, batch1, batch2, s0, s1, s2, groups, workgroups },
-      bytes: batches * rows * words * 16,
-      exponents: v.dtype === "f16" ? 0 : batches * rows,
+      uniforms: { ...common, words, groups, workgroups },
     },
-    view: { dtype: "f16", offset: 0, transposed: operand === "b", stride: words * 8, batchStrides },
+    view,
   };
 }
 
@@ -210,10 +242,10 @@ function planPack(
 export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProblem, tile: MatrixTile): MatmulPlan {
   const { m, n, k, batch, out, offsetC = 0, accumulate = false } = problem;
   const software = capabilities.subgroupSize <= 8;
-  const must = packed(problem), packs: PackStep[] = [];
+  const packing = packings(problem), packs: PackStep[] = [];
   const operand = (x: "a" | "b"): MatmulView => {
-    if (!must[x]) return problem[x];
-    const { step, view } = planPack(x, problem, software);
+    if (packing[x] === "none") return problem[x];
+    const { step, view } = planPack(x, problem, packing[x], software);
     packs.push(step);
     return view;
   };
@@ -228,8 +260,8 @@ export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProb
     out: splits > 1 ? "f32" : out,
     outVec: n % 8 === 0 ? 8 : n % 4 === 0 ? 4 : n % 2 === 0 ? 2 : 1,
     accumulate: accumulate && splits === 1,
-    scaledA: must.a && problem.a.dtype !== "f16",
-    scaledB: must.b && problem.b.dtype !== "f16",
+    scaledA: problem.a.dtype !== "f16",
+    scaledB: problem.b.dtype !== "f16",
   };
   const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);
   const workgroups = m * n === 0 ? 0 : tilesM * tilesN * splits * batches;

@@ -107,7 +107,7 @@ async function measure({ sizes: [m, n, k], dtype, layout = "nn", batch = [[], []
       (most, x, i) => Math.max(most, Math.abs(got[i] - x) / (Math.abs(x) * rounding + size[i] * 2 ** -20)),
       0,
     ),
-    kernels: compiled.recordings[0].kernels.map(({ name }) => name),
+    kernels: compiled.recordings[0].kernels.flatMap(({ name, calls }) => Array<string>(calls).fill(name)),
   };
 }
 
@@ -160,6 +160,8 @@ Deno.test("bf16 products keep their range: numbers far beyond that of f16 neithe
   for (const exponent of [0, 60, -100]) {
     await check([{ sizes: [17, 24, 40], dtype: "bf16", layout: exponent > 0 ? "nt" : "nn", exponent }], 2);
   }
+  // Rows side by side, more than a workgroup packs, in several parts of k.
+  for (const exponent of [50, -50]) await check([{ sizes: [24, 264, 136], dtype: "bf16", layout: "tn", exponent }], 2);
 });
 
 Deno.test("each row and column of a bf16 product has a range of its own", async () => {
