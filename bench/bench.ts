@@ -8,6 +8,7 @@ import { UsageError, writeAll } from "./files.ts";
 import { generates } from "./generate.ts";
 import { ground } from "./ground.ts";
 import { layers } from "./layers.ts";
+import { llama } from "./llama.ts";
 import { model } from "./model.ts";
 import { help } from "./options.ts";
 import { peers } from "./peers.ts";
@@ -28,6 +29,7 @@ const measuring: readonly ((take: Take) => CommandUnknownOpts)[] = [
   layers,
   model,
   generates,
+  llama,
   suite,
   peers,
   tune,

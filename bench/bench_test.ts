@@ -219,6 +219,7 @@ const commands = [
   "generate",
   "suite",
   "peers",
+  "llama",
   "tune",
   "profile",
   "sweep",

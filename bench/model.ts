@@ -58,7 +58,7 @@ function prepare(work: Work, way: Way, compiled: boolean, run: Run): Prepared {
 }
 
 /** A train step writes its parameters in place and keeps them to the next. */
-function step(
+export function step(
   start: Params,
   ids: Tensor,
   lossOf: (params: Params, ids: Tensor) => Tensor,

@@ -226,7 +226,7 @@ async function differenceOf(call: () => Outputs, { name, call: other }: Against)
 }
 
 /** After the device has run out of memory, what was queued fails too: lets that pass. */
-async function settle(backend: Backend): Promise<void> {
+export async function settle(backend: Backend): Promise<void> {
   for (let i = 0; i < 8; i++) {
     try {
       return await backend.synchronize();

@@ -21,9 +21,8 @@ function script(name: string, usage: string, description: string) {
       );
 }
 
-/** The `compile`, `llama` and `soak` commands. */
+/** The `compile` and `soak` commands. */
 export const scripts = [
   script("compile", "[model...]", "A training step plain and compiled: time, the CPU's part, new buffers, equal bits."),
-  script("llama", "<directory>", "A Llama checkpoint beside PyTorch: load, first token, tokens a second, agreement."),
   script("soak", "[steps]", "Memory over a thousand training steps in a plain loop."),
 ];
