@@ -6,7 +6,7 @@ import { expressions, gridFor } from "./elementwise.ts";
 import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
 import { fill } from "./movement.ts";
-import { multiply, type Multiplying, rewritten } from "./matmul_lowering.ts";
+import { multiply, rewritten, sharing } from "./matmul_lowering.ts";
 import { lowerReduce } from "./reduce_lowering.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 
@@ -77,21 +77,6 @@ function fresh(call: Lowering<unknown>, x: View): View {
   const y = call.temporary(x.shape, x.dtype);
   copy(call, x, y);
   return y;
-}
-
-/** A call whose temporaries of one size are one buffer: chunks follow one another, so their products can share it. */
-function sharing(call: Lowering<unknown>): Multiplying {
-  const made = new Map<string, View>();
-  return {
-    capabilities: call.capabilities,
-    packed: new Map(),
-    dispatch: (...launch) => call.dispatch(...launch),
-    temporary: (shape, dtype) => {
-      const id = `${dtype} ${shape}`, known = made.get(id) ?? call.temporary(shape, dtype);
-      made.set(id, known);
-      return known;
-    },
-  };
 }
 
 /** Rows of a chunk of logits. */

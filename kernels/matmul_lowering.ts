@@ -35,6 +35,24 @@ export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "tempo
   readonly packed?: Map<number, { readonly from: number; readonly how: string }>;
 }
 
+/**
+ * A call whose temporaries of one size are one buffer, for products that follow one another; what one of them packed for
+ * matrix units the next need not pack.
+ */
+export function sharing(call: Lowering<unknown>): Multiplying {
+  const made = new Map<string, View>();
+  return {
+    capabilities: call.capabilities,
+    packed: new Map(),
+    dispatch: (...launch) => call.dispatch(...launch),
+    temporary: (shape, dtype) => {
+      const id = `${dtype} ${shape}`, known = made.get(id) ?? call.temporary(shape, dtype);
+      made.set(id, known);
+      return known;
+    },
+  };
+}
+
 /** Says that other numbers lie in a buffer now: what was packed from it is not what it holds. */
 export function rewritten({ packed }: Multiplying, x: View): void {
   for (const [to, { from }] of packed ?? []) if (from === x.buffer.id) packed!.delete(to);

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import type { Backend } from "../tensor/backend.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { compile } from "../tensor/compile.ts";
 import { tensor } from "../tensor/create.ts";
@@ -7,6 +8,7 @@ import { abs, cast } from "../tensor/elementwise.ts";
 import { matmul } from "../tensor/matmul.ts";
 import { project } from "../tensor/project.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import { assertClose } from "../testing/close.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { draw } from "../testing/laws/both.ts";
 import { matmulMatrix, matrixMemory, type MatrixParts, type MatrixTile } from "./matmul_matrix.ts";
@@ -220,6 +222,18 @@ Deno.test("f32 rows beside 16-bit weights are packed, each with a range of its o
       }
     });
   }
+});
+
+Deno.test("x is packed once for all weights of a projection", async () => {
+  const host = [[16, 24], [32, 24], [40, 24], [32, 24]].map((shape, i) => draw(i, shape, i === 0 ? "f32" : "bf16"));
+  const on = (backend: Backend) =>
+    host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype: x.dtype, backend })) as [Tensor, ...Tensor[]];
+  const f = (x: Tensor, ...weights: Tensor[]) => project(x, weights);
+  const compiled = compile(f), got = await compiled(...on(gpu)).data();
+  await assertClose(f(...on(cpu())), got, { rtol: 0, atol: 2 ** -11 * 24 });
+  if (!hasUnits) return;
+  const packs = compiled.recordings[0].kernels.filter(({ name }) => name.startsWith("matmul_pack_f32"));
+  assert.deepEqual(packs.map(({ calls }) => calls), [1]);
 });
 
 Deno.test("the same product gives the same bits", async () => {

@@ -5,7 +5,7 @@ import { expressions, gridFor, locateValues } from "./elementwise.ts";
 import { lowerSwiglu } from "./gated.ts";
 import { copy, elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { multiply } from "./matmul_lowering.ts";
+import { multiply, sharing } from "./matmul_lowering.ts";
 import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
 import { place } from "./movement.ts";
 import { lowerRmsNorm } from "./norm.ts";
@@ -69,24 +69,25 @@ function many(
     x = temporary(given.shape);
     lowerRmsNorm(partCall(call, [scale, given], [x, temporary([rows])], { eps: eps! }));
   }
+  const products = sharing(call); // x is packed once for all
   const product = (w: View, to: View, accumulate = false) =>
-    multiply(call, x, w.strides[1] === 1 ? w : call.dense(w), { transposeA: false, transposeB: true }, to, {
+    multiply(products, x, w.strides[1] === 1 ? w : call.dense(w), { transposeA: false, transposeB: true }, to, {
       accumulate,
     });
   if (weights.length === 1) {
     if (residual !== undefined) copy(call, matrix(call.dense(residual)), y);
     return product(weights[0], y, residual !== undefined);
   }
-  const products = weights.map((w) => {
+  const made = weights.map((w) => {
     const one = temporary([rows, w.shape[0]]);
     product(w, one);
     return one;
   });
   const whole = residual === undefined ? y : temporary(y.shape);
-  if (gated) lowerSwiglu(partCall(call, products, [whole], {}));
+  if (gated) lowerSwiglu(partCall(call, made, [whole], {}));
   else {
     let column = 0;
-    for (const one of products) {
+    for (const one of made) {
       const at = { shape: one.shape, strides: y.strides, offset: column };
       const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);
       call.dispatch(place("f32", rank), [one, whole], { n, ...values }, gridFor(n, call.capabilities.maxWorkgroups));
