@@ -26,6 +26,71 @@ export interface RowLossKernel {
   readonly softcap: boolean;
 }
 
+const power = (z: string, from: string) => `exp2((${z} - ${from}) * ${Math.LOG2E})`;
+
+/** From the lanes' (m, s, t) to the row's lse; the sum of t is in w_t[0] then. */
+const joined = `
+  w_m[lane] = m; w_s[lane] = s; w_t[lane] = t;
+  for (var half = 128u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      let a = w_m[lane]; let b = w_m[lane + half]; let top = max(a, b);
+      w_s[lane] = w_s[lane] * ${power("a", "top")} + w_s[lane + half] * ${power("b", "top")};
+      w_m[lane] = top;
+      w_t[lane] += w_t[lane + half];
+    }
+  }
+  workgroupBarrier();
+  let top = w_m[0];
+  let lse = select(top + ft_log(w_s[0]), top, bitcast<u32>(top) == 0x7f800000u);`;
+
+/** Writes a row's loss from its lse and the logit of its label. */
+const lossOf = (chosen: string, lse: boolean) => `
+  if (lane == 0u) {
+    let z = ${chosen};
+    var loss = lse - (1.0 - u.smoothing) * z + u.z_loss * lse * lse;
+    if (u.smoothing > 0.0) { loss -= u.smoothing * w_t[0] / classes; }
+    losses[u.first + row] = select(select(ft_nan(), loss, inside), 0.0, ignored);
+    ${lse ? "lses[u.first + row] = lse;" : ""}
+  }`;
+
+const laneMemory = ["m", "s", "t"].map((x) => `var<workgroup> w_${x}: array<f32, 256>;`).join("\n");
+
+/**
+ * Loss and lse of rows from the (max, Σ exp) of strips of their logits, the sums of strips where labels are smoothed, and
+ * the logit of the label; `first` is the row of labels, losses and lse that stands beside row 0 of the strips.
+ */
+export const foldedLoss = (sum: boolean): Kernel =>
+  kernel(`row_loss_folded${sum ? "_sum" : ""}`, {
+    reads: { x: "vec2f", chosen: "f32", ...(sum ? { sums: "f32" } : {}), labels: "i32" },
+    writes: { losses: "f32", lses: "f32" },
+    uniforms: {
+      ...{ rows: "u32", strips: "u32", classes: "u32", first: "u32", first_label: "u32" },
+      ...{ ignore: "i32", smoothing: "f32", z_loss: "f32", cap: "f32" },
+    },
+  }, () => {
+    const body = `
+  let row = group.y * groups.x + group.x;
+  if (row >= u.rows) { return; }
+  let classes = f32(u.classes);
+  let label = labels[u.first_label + row];
+  let ignored = label == u.ignore;
+  let inside = label >= 0 && label < i32(u.classes);
+  var m = bitcast<f32>(0xff7fffffu); var s = 0.0; var t = 0.0;
+  for (var j = lane; j < u.strips; j += 256u) {
+    let v = x[row * u.strips + j]; let top = max(m, v.x);
+    s = s * ${power("m", "top")} + v.y * ${power("v.x", "top")}; m = top;${sum ? " t += sums[row * u.strips + j];" : ""}
+  }
+  ${joined}
+  ${lossOf("chosen[row]", true)}`;
+    return `${mathFunctions(body)}
+${laneMemory}
+@compute @workgroup_size(256) fn main(
+  @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
+) {${body}
+}`;
+  });
+
 /** A kernel over rows of logits; `first` is the row of labels, losses and lse that stands beside row 0 of the logits. */
 export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel): Kernel {
   const output: DType = inPlace || (isPacked(dtype) && vec === 1) ? "f32" : dtype;
@@ -64,7 +129,6 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
       `${inPlace ? "x" : "dx"}[${at}] = ${vec === 4 ? pack4(output, values) : values[0]};`;
     const bent = (e: string) => softcap ? `u.cap * ft_tanh(${e} / u.cap)` : e;
     const max4 = parts.map((_, i) => `z${i}`).reduce((a, b) => `max(${a}, ${b})`);
-    const power = (z: string, from: string) => `exp2((${z} - ${from}) * ${Math.LOG2E})`;
     const sweep = `
   var m = bitcast<f32>(0xff7fffffu); var s = 0.0; var t = 0.0;
   for (var j = lane; j < u.loads; j += 256u) {
@@ -75,27 +139,7 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
     s += ${parts.map((_, i) => power(`z${i}`, "m")).join(" + ")};
     t += ${parts.map((_, i) => `z${i}`).join(" + ")};
   }
-  w_m[lane] = m; w_s[lane] = s; w_t[lane] = t;
-  for (var half = 128u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (lane < half) {
-      let a = w_m[lane]; let b = w_m[lane + half]; let top = max(a, b);
-      w_s[lane] = w_s[lane] * ${power("a", "top")} + w_s[lane + half] * ${power("b", "top")};
-      w_m[lane] = top;
-      w_t[lane] += w_t[lane + half];
-    }
-  }
-  workgroupBarrier();
-  let top = w_m[0];
-  let lse = select(top + ft_log(w_s[0]), top, bitcast<u32>(top) == 0x7f800000u);`;
-    const loss = `
-  if (lane == 0u) {
-    let z = ${bent("chosen")};
-    var loss = lse - (1.0 - u.smoothing) * z + u.z_loss * lse * lse;
-    if (u.smoothing > 0.0) { loss -= u.smoothing * w_t[0] / classes; }
-    losses[u.first + row] = select(select(ft_nan(), loss, inside), 0.0, ignored);
-    ${writes === "loss" ? "lses[u.first + row] = lse;" : ""}
-  }`;
+${joined}`;
     const slope = (i: number) => {
       const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == u32(label))`;
       const bend = softcap ? ` * (1.0 - (z${i} / u.cap) * (z${i} / u.cap))` : "";
@@ -131,14 +175,12 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
           : `chosen = ${load(dtype, "x", at)};`
       } }
   ${sweep}
-  ${loss}`
+  ${lossOf(bent("chosen"), writes === "loss")}`
     }
   ${gradient ? back : ""}`;
     return `${mathFunctions(body)}
 ${roundingFunctions(output)}
-var<workgroup> w_m: array<f32, 256>;
-var<workgroup> w_s: array<f32, 256>;
-var<workgroup> w_t: array<f32, 256>;
+${laneMemory}
 @compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
 ) {${body}

@@ -3,10 +3,10 @@
 import type { RowLoss } from "../tensor/loss.ts";
 import { sizeOf } from "../tensor/shape.ts";
 import { expressions, gridFor } from "./elementwise.ts";
-import { rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
+import { foldedLoss, rowLoss, type RowLossKernel, rowLossUniforms } from "./loss.ts";
 import { copy, elementwise, type Lowering, type View } from "./lowering.ts";
 import { fill } from "./movement.ts";
-import { multiply, rewritten, sharing } from "./matmul_lowering.ts";
+import { folding, multiply, rewritten, sharing } from "./matmul_lowering.ts";
 import { lowerReduce } from "./reduce_lowering.ts";
 import { isPacked, storageBytes } from "./storage.ts";
 
@@ -110,9 +110,47 @@ function operands(call: Lowering<RowLoss>, at: number): { hidden: View; weight: 
   return { hidden: call.dense(hidden), weight: call.dense(weight), labels: call.dense(labels, 1) };
 }
 
+/** Bytes of what folded logits leave, and of a block of classes that is packed for matrix units. */
+const foldedBytes = 64 * 2 ** 20, blockBytes = 32 * 2 ** 20;
+
+/**
+ * Loss and lse by products on matrix units that fold logits instead of storing them, where a device has some for these
+ * types. A weight that has to be packed is packed by blocks of classes: all of it at once would take as much memory again.
+ * To make f16 of bf16 on the way into the units instead would take some twenty instructions for eight numbers in a loop
+ * that instructions bound, again for each tile of rows; packing is one pass over the weight.
+ */
+function folded(call: Lowering<RowLoss>, hidden: View, weight: View, labels: View): boolean {
+  const { labelSmoothing, softcap } = call.params, [losses, lses] = call.outputs;
+  const [n, width] = hidden.shape, [classes] = weight.shape, sum = labelSmoothing > 0;
+  const { columns, packs, fold } = folding(call, hidden, weight, { softcap: softcap > 0, sum }) ?? {};
+  if (columns === undefined) return false;
+  const [kept, block] = [foldedBytes, blockBytes].map((bytes) => Math.min(bytes, call.capabilities.maxBinding));
+  const step = packs ? Math.max(128, 2 ** Math.floor(Math.log2(block / 2 / width))) : classes;
+  const strips = Math.ceil(classes / columns), shared = sharing(call);
+  const rows = Math.min(n, Math.max(16, Math.floor(kept / (sum ? 12 : 8) / strips)));
+  const to = [[rows, strips, 2], [rows], ...sum ? [[rows, strips]] : []].map((shape) => call.temporary(shape, "f32"));
+  const part = (x: View, first: number, count: number): View => ({
+    ...x,
+    shape: [Math.min(count, x.shape[0] - first), width],
+    offset: x.offset + first * x.strides[0],
+  });
+  for (let first = 0; first < n; first += rows) {
+    const some = part(hidden, first, rows), first_label = labels.offset + first;
+    for (let c = 0; c < classes; c += step) {
+      const place = { strips, first_strip: c / columns, first_class: c, first_label };
+      fold!(shared, some, part(weight, c, step), labels, to, { ...place, cap: softcap });
+    }
+    const values = { ...rowLossUniforms(call.params), rows: some.shape[0], strips, classes, first, first_label };
+    const grid = gridFor(some.shape[0] * 256, call.capabilities.maxWorkgroups);
+    call.dispatch(foldedLoss(sum), [...to, labels, losses, lses], values, grid);
+  }
+  return true;
+}
+
 /** Loss and lse of rows of hidden · weightᵀ. */
 export function lowerLinearCrossEntropy(call: Lowering<RowLoss>): void {
   const { hidden, weight, labels } = operands(call, 0), [losses, lses] = call.outputs;
+  if (folded(call, hidden, weight, labels)) return;
   forEachChunk(
     call,
     hidden,

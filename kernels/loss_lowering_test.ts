@@ -100,3 +100,35 @@ Deno.test("a bf16 gradient of the vocabulary is rounded once, however many chunk
     small.dispose();
   }
 });
+
+Deno.test("losses of 16 bits fold logits on matrix units, by blocks of classes and of rows, and store none", async () => {
+  const small = await webgpu();
+  Object.assign(small.capabilities, { maxBinding: 4 * 4 * 130 });
+  const [N, V] = [40, 300], labels = randint(key(2, { backend: cpu() }), [N], { max: V }).dataSync();
+  labels[5] = -100, labels[0] = V - 1, labels[39] = 0;
+  const options: CrossEntropyOptions[] = [{}, { labelSmoothing: 0.1, zLoss: 0.01, softcap: 3 }];
+  for (const [dtype, D] of [["bf16", 24], ["f16", 24], ["f16", 21]] as const) {
+    for (const option of options) {
+      const host = [draw(1, [N, D], dtype), draw(2, [V, D], dtype)];
+      host[0] = tensor((host[0].dataSync() as Float32Array).map((x, i) => Math.floor(i / D) === 7 ? NaN : x), {
+        ...{ shape: [N, D], dtype, backend: cpu() },
+      });
+      const f = (h: Tensor, w: Tensor) =>
+        linearCrossEntropy(h, w, tensor(labels, { dtype: "i32", backend: h.backend }), {
+          ...option,
+          reduction: "none",
+        });
+      const [h, w] = host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype, backend: small }));
+      const compiled = compile(f), got = await compiled(h, w).data();
+      const [exactH, exactW] = host.map((x) => cast(x, "f64"));
+      assertClose(got, await f(exactH, exactW).data(), { rtol: 1e-5, atol: 1e-5 });
+      if (matrixUnit(small.capabilities) === undefined) continue;
+      const { kernels } = compiled.recordings[0],
+        named = (part: string) => kernels.filter(({ name }) => name.includes(part));
+      const calls = named("matmul_matrix").reduce((n, { calls }) => n + calls, 0);
+      assert.equal(calls, 3 * (dtype === "f16" && D === 24 ? 1 : 3), kernels.map(({ name }) => name).join());
+      assert.deepEqual(named("row_").map(({ name }) => name.startsWith("row_loss_folded")), [true]);
+    }
+  }
+  small.dispose();
+});

@@ -4,7 +4,10 @@ import { matmulSizes } from "../tensor/matmul.ts";
 import { broadcastLayout, collapse, type Shape, sizeOf } from "../tensor/shape.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { type MatmulProblem, type MatmulView, planMatmul } from "./matmul_plan.ts";
+import { stripColumns } from "./matmul_matrix.ts";
+import type { MatrixFold } from "./matmul_matrix_fold.ts";
+import { pickMatrix, planMatrix } from "./matmul_matrix_plan.ts";
+import { type MatmulPlan, type MatmulProblem, type MatmulView, planMatmul } from "./matmul_plan.ts";
 import { isPacked } from "./storage.ts";
 
 interface Params {
@@ -28,6 +31,8 @@ function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: nu
     broadcastLayout({ shape: x.shape.slice(0, -2), strides: x.strides.slice(0, -2), offset: 0 }, batch).strides;
   return collapse(batch, [lead(a), lead(b)]);
 }
+
+type Uniforms = Readonly<Record<string, number>>;
 
 /** What a product needs of its call. */
 export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
@@ -91,7 +96,14 @@ function dispatchProduct(
 ): void {
   const plan = planMatmul(call.capabilities, problem);
   const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
-  const flops = 2 * problem.m * problem.n * problem.k * sizeOf(problem.batch);
+  call.dispatch(plan.kernel, [...packed(call, [a, b], plan), target], plan.uniforms, plan.workgroups, costOf(problem));
+  if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
+}
+
+const costOf = ({ m, n, k, batch }: MatmulProblem) => ({ flops: 2 * m * n * k * sizeOf(batch) });
+
+/** Packs what a plan wants packed: the operands that it binds, and their exponents. */
+function packed(call: Multiplying, [a, b]: readonly [View, View], plan: Pick<MatmulPlan, "packs">): View[] {
   const operands = { a, b }, exponents: View[] = [];
   for (const { operand, kernel, most, uniforms, workgroups, ...size } of plan.packs) {
     const x = operands[operand], axes = operand === "a" ? [] : [1]; // shapes apart, since calls may share buffers by shape
@@ -108,8 +120,45 @@ function dispatchProduct(
     operands[operand] = whole;
     exponents.push(...written);
   }
-  call.dispatch(plan.kernel, [operands.a, operands.b, ...exponents, target], plan.uniforms, plan.workgroups, { flops });
-  if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
+  return [operands.a, operands.b, ...exponents];
+}
+
+/** How logits are folded. */
+export interface Folding {
+  /** Neighbouring columns of a strip. */
+  readonly columns: number;
+  /** Whether the weight is packed first. */
+  readonly packs: boolean;
+  /** Folds the logits of rows of hidden and of weight, both laid out as those that this was made for. */
+  fold(call: Multiplying, hidden: View, weight: View, labels: View, to: readonly View[], uniforms: Uniforms): void;
+}
+
+/** How logits of hidden · weightᵀ are folded by one tile; null where matrix units do not make them. */
+export function folding(
+  { capabilities }: Pick<Multiplying, "capabilities">,
+  hidden: View,
+  weight: View,
+  fold: MatrixFold,
+): Folding | null {
+  const problemOf = (hidden: View, weight: View): MatmulProblem => {
+    const [m, k] = hidden.shape, [n] = weight.shape;
+    const [a, b] = [hidden, weight].map((x) => ({
+      ...{ dtype: x.dtype as MatmulDType, offset: x.offset, stride: x.strides[0], batchStrides: [] },
+    }));
+    return { m, n, k, batch: [], a: { ...a, transposed: false }, b: { ...b, transposed: true }, out: "f32" };
+  };
+  const problem = problemOf(hidden, weight);
+  if (planMatmul(capabilities, problem).choice.kind !== "matrix") return null;
+  const tile = pickMatrix(capabilities, problem, 1)!, { parts, packs } = planMatrix(capabilities, problem, tile, fold);
+  return {
+    columns: stripColumns(tile, parts),
+    packs: packs.some(({ operand }) => operand === "b"),
+    fold: (call, hidden, weight, labels, to, uniforms) => {
+      const problem = problemOf(hidden, weight), plan = planMatrix(capabilities, problem, tile, fold);
+      const views = [...packed(call, [hidden, weight], plan), labels, ...to];
+      call.dispatch(plan.kernel, views, { ...plan.uniforms, ...uniforms }, plan.workgroups, costOf(problem));
+    },
+  };
 }
 
 /** y = a · b. */

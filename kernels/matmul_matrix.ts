@@ -38,6 +38,7 @@
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
+import { folder, foldUniforms, type MatrixFold } from "./matmul_matrix_fold.ts";
 import { pack2, roundingFunctions } from "./storage.ts";
 
 /** A shape of the matrix units: D[m, n] += A[m, k] · B[k, n]. */
@@ -89,6 +90,8 @@ export interface MatrixParts {
   /** Operands that come with exponents: a power of two a row of A, a column of B, by which C is multiplied. */
   readonly scaledA: boolean;
   readonly scaledB: boolean;
+  /** C is folded to what a loss needs of logits, and not stored. */
+  readonly fold?: MatrixFold;
 }
 
 const letters = { f32: "f", f16: "h", bf16: "b" };
@@ -151,17 +154,30 @@ export function matrixMemory(tile: MatrixTile, parts: MatrixParts): number {
   return 16 * Math.max(words, stripOf(tile, words).words);
 }
 
+/** Columns of a strip. */
+export function stripColumns(tile: MatrixTile, parts: MatrixParts): number {
+  const [a, b] = sidesOf(tile, parts);
+  return stripOf(tile, (a.words + b.words) * tile.buffers).columns;
+}
+
 /** The kernel of a tile. */
 export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB } = parts;
+  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB, fold } = parts;
   const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
-    `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_${letters[out]}${outVec}${exactK ? "_exact" : ""}` +
+    `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_` +
+    (fold ? `fold${fold.softcap ? "_cap" : ""}${fold.sum ? "_sum" : ""}` : `${letters[out]}${outVec}`) +
+    `${exactK ? "_exact" : ""}` +
     `${inner > 1 ? `_i${inner}` : ""}${accumulate ? "_add" : ""}${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}`;
   return kernel(name, {
-    reads: { a: "vec4u", b: "vec4u", ...scaledA ? { scale_a: "i32" } : {}, ...scaledB ? { scale_b: "i32" } : {} },
-    writes: { c: typeOfC(parts) },
-    uniforms,
+    reads: {
+      ...{ a: "vec4u", b: "vec4u" },
+      ...scaledA ? { scale_a: "i32" } : {},
+      ...scaledB ? { scale_b: "i32" } : {},
+      ...fold ? { labels: "i32" } : {},
+    },
+    writes: fold ? { c: "vec2f", chosen: "f32", ...fold.sum ? { sums: "f32" } : {} } : { c: typeOfC(parts) },
+    uniforms: fold ? { ...uniforms, ...foldUniforms } : uniforms,
     requires: ["f16", "subgroups", "subgroup-matrix"],
   }, () => body(tile, parts));
 }
@@ -256,7 +272,7 @@ ${tail}`;
   const perRow = strip.columns / 8, atOnce = Math.min(unit.m, lanes / perRow);
   const at = ({ x, alongK, stride }: Side, i: string) => `let at_${x} = ${i}${alongK ? ` * ${stride}u` : " / 8u"};`;
   return wgsl`var<workgroup> slices: array<vec4u, ${Math.max(slice * buffers, strip.words)}>;
-${storer(parts)}
+${storer(parts, strip.columns)}
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
   let id = wid.y * 65535u + wid.x;
@@ -313,7 +329,7 @@ function typeOfC({ out, outVec }: MatrixParts): string {
 }
 
 /** `store(base, m, n, v, w)`: the eight columns of C from n on, as far as they exist, in row m. */
-function storer({ out, outVec, accumulate, scaledA, scaledB }: MatrixParts): string {
+function storer({ out, outVec, accumulate, scaledA, scaledB, fold }: MatrixParts, columns: number): string {
   const pair = (w: string) =>
     out === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
   const parts = ["low.x", "low.y", "low.z", "low.w", "high.x", "high.y", "high.z", "high.w"];
@@ -358,20 +374,22 @@ function storer({ out, outVec, accumulate, scaledA, scaledB }: MatrixParts): str
   const exponent = (j: number) =>
     [...scaledA ? ["ea"] : [], ...scaledB ? [`scale_b[first_b + min(n + ${j}u, u.n - 1u)]`] : []].join(" + ");
   const four = (h: number) => `vec4i(${each(4, (j) => exponent(4 * h + j)).join(", ")})`;
-  return wgsl`${roundingFunctions(out)}
-${
-    scaled
-      ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
-fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
-      : ""
-  }
-fn store(base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", first_a: u32" : ""}${
+  const parameters = `base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", first_a: u32" : ""}${
     scaledB ? ", first_b: u32" : ""
-  }) {
+  }`;
+  const values = wgsl`${scaledA ? "let ea = scale_a[first_a + min(m, u.m - 1u)];" : ""}
+  ${scaled ? `let low = times(v, ${four(0)}); let high = times(w, ${four(1)});` : "let low = v; let high = w;"}`;
+  const power = scaled
+    ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
+fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
+    : "";
+  if (fold !== undefined) return `${power}\n${folder(fold, columns, parameters, values)}`;
+  return wgsl`${roundingFunctions(out)}
+${power}
+fn store(${parameters}) {
   if (m >= u.m || n >= u.n) { return; }
   let start = base + m * u.n + n;
-${scaledA ? "  let ea = scale_a[first_a + m];" : ""}
-  ${scaled ? `let low = times(v, ${four(0)}); let high = times(w, ${four(1)});` : "let low = v; let high = w;"}
+  ${values}
 ${lines}
 }`;
 }

@@ -10,6 +10,7 @@ import {
   type MatrixTile,
   type MatrixUnit,
 } from "./matmul_matrix.ts";
+import type { MatrixFold } from "./matmul_matrix_fold.ts";
 import { mostOfRows, packMatrix, type PackParts, packSide, sideRows } from "./matmul_matrix_pack.ts";
 import type { MatmulCapabilities, MatmulPlan, MatmulProblem, MatmulStep, MatmulView } from "./matmul_plan.ts";
 
@@ -118,10 +119,12 @@ function packings({ m, n, k, a, b }: MatmulProblem): { a: Packing; b: Packing } 
 /**
  * The tile and the split of k for which a model of the time is shortest; undefined where the device has no units for the
  * types, or packing would cost more than they save.
+ * @param most into how many parts k may be split
  */
 export function pickMatrix(
   capabilities: MatmulCapabilities,
   problem: MatmulProblem,
+  most = 32,
 ): MatrixTile | undefined {
   const unit = matrixUnit(capabilities), lanes = capabilities.subgroupSize;
   const { m, n, k, a, b } = problem;
@@ -134,7 +137,7 @@ export function pickMatrix(
   if (!software && (pack.a !== "none" || pack.b !== "none") && m * n * k * count(problem.batch) < 2 ** 26) {
     return undefined;
   }
-  const { units, tiles, maxSplits = 32 } = tables.get(capabilities) ?? builtInTable(capabilities);
+  const { units, tiles, maxSplits = most } = tables.get(capabilities) ?? builtInTable(capabilities);
   const batches = count(problem.batch);
   const inPlace = {
     transposedA: pack.a !== "along" && a.transposed,
@@ -146,7 +149,11 @@ export function pickMatrix(
     if (!possible(capabilities, tile, inPlace)) continue;
     const { bm, bn, bk } = tile;
     const workgroups = Math.ceil(m / bm) * Math.ceil(n / bn) * batches;
-    for (let splits = 1; splits === 1 || (!software && k / splits >= 256 && splits <= maxSplits); splits *= 2) {
+    for (
+      let splits = 1;
+      splits === 1 || (!software && k / splits >= 256 && splits <= Math.min(maxSplits, most));
+      splits *= 2
+    ) {
       const one = 2 * bm * bn * bk * Math.ceil(k / splits / bk) / (rate * 1e6 / units);
       const time = one * Math.max(Math.ceil(workgroups * splits / units), wanted) +
         (splits === 1 ? 0 : dispatchCost + 8 * splits * batches * m * n / partialBytes);
@@ -238,8 +245,16 @@ function planPack(
   };
 }
 
-/** The dispatches of a product by a tile; `problem` has its batch merged to at most three axes. */
-export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProblem, tile: MatrixTile): MatmulPlan {
+/**
+ * The dispatches of a product by a tile; `problem` has its batch merged to at most three axes.
+ * @param fold folds C where a tile does not split k; its uniforms are the caller's
+ */
+export function planMatrix(
+  capabilities: MatmulCapabilities,
+  problem: MatmulProblem,
+  tile: MatrixTile,
+  fold?: MatrixFold,
+): MatmulPlan & { readonly parts: MatrixParts } {
   const { m, n, k, batch, out, offsetC = 0, accumulate = false } = problem;
   const software = capabilities.subgroupSize <= 8;
   const packing = packings(problem), packs: PackStep[] = [];
@@ -262,6 +277,7 @@ export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProb
     accumulate: accumulate && splits === 1,
     scaledA: problem.a.dtype !== "f16",
     scaledB: problem.b.dtype !== "f16",
+    ...fold ? { fold } : {},
   };
   const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);
   const workgroups = m * n === 0 ? 0 : tilesM * tilesN * splits * batches;
@@ -269,6 +285,7 @@ export function planMatrix(capabilities: MatmulCapabilities, problem: MatmulProb
   const [a0, a1, a2] = three(a.batchStrides, 0), [b0, b1, b2] = three(b.batchStrides, 0);
   const [, batch1, batch2] = three(batch, 1);
   return {
+    parts,
     choice: tile,
     splits,
     packs,
