@@ -243,7 +243,7 @@ export function pickAttentionBackward(
   ): AttentionBackwardParams => {
     for (const tile of tiles) {
       const { tx, ty, rows, columns } = tile, workgroups = groups * Math.ceil(own / (ty * rows));
-      const parts = dense
+      const parts = dense && features.range === "none"
         ? pickParts(
           capabilities,
           tile,

@@ -20,6 +20,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
@@ -107,6 +108,7 @@ function keysBody(params: AttentionBackwardParams): string {
   } * ${keyTile}u;
   ${locateBatch(features)}
   if (k0 >= sk) { return; }
+  ${rangeText(features)}
   ${queryRange(features, "k0", keyTile, queryTile)}
   ${partOf(params, "queryFrom", "queryTo", queryTile)}
   ${zeros("x", outsK)}

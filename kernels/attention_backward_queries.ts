@@ -20,6 +20,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
@@ -89,6 +90,7 @@ function queriesBody(params: AttentionBackwardParams): string {
   ${locateBatch(features)}
   if (q0 >= sq) { return; }
   ${locateHead(features)}
+  ${rangeText(features)}
   ${keyRange(features, "q0", queryTile, keyTile)}
   ${partOf(params, "keyFrom", "keyTo", keyTile)}
   ${dBias ? `let biasAt = (b * u.heads + h) * ${features.lengths === "varlen" ? "u.maxQ" : "u.sq"};` : ""}

@@ -7,10 +7,10 @@ import { denseStrides } from "./attention_options.ts";
 const device = { subgroupSize: 32, maxWorkgroupMemory: 49152, maxInvocations: 1024 };
 const storage = { q: "f16", k: "f16", v: "f16", dOut: "f16", grad: "f16" } as const;
 
-function queries(batch: number, dBias: boolean) {
+function queries(batch: number, dBias: boolean, features = plainAttention) {
   const shape = { batch, seqlenQ: 512, seqlenK: 512, heads: 8, kvHeads: 8, headDim: 64, valueDim: 64 };
   const strides = denseStrides(512, 8, 64), at = { q: strides, k: strides, v: strides };
-  return pickAttentionBackward(device, shape, at, storage, plainAttention, dBias).queries;
+  return pickAttentionBackward(device, shape, at, storage, features, dBias).queries;
 }
 
 Deno.test("the queries kernel writes the scores' gradient only when a bias asks for it", () => {
@@ -23,4 +23,10 @@ Deno.test("parts of dq are f32, whatever its own dtype is", () => {
   assert.deepEqual([few.parts > 1, few.grad], [true, "f32"]);
   assert.deepEqual([many.parts, many.grad], [1, "f16"]);
   assert.notEqual(attentionBackwardQueries(few).name, attentionBackwardQueries({ ...few, parts: 1 }).name);
+});
+
+Deno.test("what matrices leave is not split, so that it writes nothing over what they made", () => {
+  const left = queries(1, false, { ...plainAttention, range: "left" });
+  assert.deepEqual([left.parts, left.grad], [1, "f16"]);
+  assert.match(attentionBackwardQueries(left).source, /if \(range_held\(.*\) \{ return; \}/);
 });

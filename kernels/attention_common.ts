@@ -65,6 +65,11 @@ export interface AttentionFeatures {
   readonly cacheIndex: boolean;
   /** Cache only: storage `pages`, i32 [B, pages a row]; the batch strides of k and v then step over a page. */
   readonly paged: boolean;
+  /**
+   * Storage `ranges`, of attention_matrix_range.ts: `slopes` scales dS by them, `scaled` the operands too and skips heads that
+   * f16 does not hold, `left` skips all others.
+   */
+  readonly range: "none" | "slopes" | "scaled" | "left";
 }
 
 /** No options: what `{ ...plainAttention, window: true }` starts from. */
@@ -80,6 +85,7 @@ export const plainAttention: AttentionFeatures = {
   leftpad: false,
   cacheIndex: false,
   paged: false,
+  range: "none",
 };
 
 /** What a dispatch of a kernel needs: workgroups and the values of its uniforms. */
@@ -117,10 +123,11 @@ export function fits(
 
 /** Part of a kernel's name: every feature that changes its text. */
 export function featuresName(features: AttentionFeatures): string {
-  const { bias, lengths, ...flags } = features;
+  const { bias, lengths, range, ...flags } = features;
   const on = Object.entries(flags).filter(([, value]) => value).map(([key]) => key);
   if (bias !== "none") on.push(`bias_${bias}`);
   if (lengths !== "dense") on.push(lengths);
+  if (range !== "none") on.push(range);
   return on.map((name) => `_${name}`).join("");
 }
 

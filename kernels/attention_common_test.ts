@@ -9,8 +9,10 @@ Deno.test("featuresName() tells every set of features apart", () => {
     for (const bias of ["none", "f32", "f16", "bf16"] as const) {
       for (const lengths of ["dense", "varlen", "cache"] as const) {
         const on = Object.fromEntries(flags.map((flag, i) => [flag, (bits >> i & 1) === 1]));
-        names.add(featuresName({ ...plainAttention, ...on, bias, lengths } as AttentionFeatures));
-        count++;
+        for (const range of ["none", "slopes", "scaled", "left"] as const) {
+          names.add(featuresName({ ...plainAttention, ...on, bias, lengths, range } as AttentionFeatures));
+          count++;
+        }
       }
     }
   }

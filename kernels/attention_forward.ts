@@ -76,6 +76,7 @@ import {
 import { isSoftware, lanesMost, lanesTile, ownRows } from "./attention_lanes.ts";
 import { fewRows } from "./attention_rows.ts";
 import { pickParts } from "./attention_parts.ts";
+import { rangeText } from "./attention_matrix_powers.ts";
 import {
   columnOf,
   dotProduct,
@@ -195,6 +196,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let g = h / u.group;
   ${locateBatch(features)}
   ${locateHead(features)}
+  ${rangeText(features)}
   if (q0 >= sq) { return; }
   ${keyRange(features, "q0", queryTile, keyTile)}
   ${partOf(params, "keyFrom", "keyTo", keyTile)}
@@ -307,7 +309,7 @@ export function pickAttentionForward(
   };
   for (const tile of forwardTiles(capabilities, shape, features, storage.k)) {
     const { tx, ty, rows, columns } = tile, workgroups = batch * heads * Math.ceil(seqlenQ / (ty * rows));
-    const parts = features.lengths === "varlen"
+    const parts = features.lengths === "varlen" || features.range === "left"
       ? 1
       : pickParts(capabilities, tile, workgroups, seqlenK / (tx * columns), !features.window, valueDim > 96);
     const params = {

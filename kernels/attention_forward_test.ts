@@ -86,6 +86,7 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     { bias: "bf16" },
     { lengths: "varlen" },
     { lengths: "cache" },
+    { range: "left" },
   ];
   const storages: AttentionStorage[] = ["f16", "bf16"];
   const variants = [

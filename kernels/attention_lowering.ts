@@ -14,7 +14,7 @@ import {
   denseOperand,
   plainAttention,
 } from "./attention_common.ts";
-import { attentionFlops } from "./attention_cost.ts";
+import { type AttentionFlops, attentionFlops } from "./attention_cost.ts";
 import { attentionDecode, decodeRows, pickAttentionDecode, planAttentionDecode } from "./attention_decode.ts";
 import {
   attentionForward,
@@ -30,8 +30,10 @@ import {
   planAttentionMatrixBackward,
 } from "./attention_matrix_backward.ts";
 import { attentionMatrixForward, planAttentionMatrixForward } from "./attention_matrix_forward.ts";
-import { pickAttentionMatrixBackward, pickAttentionMatrixForward } from "./attention_matrix_plan.ts";
+import { attentionRangeOf, pickAttentionMatrixBackward, pickAttentionMatrixForward } from "./attention_matrix_plan.ts";
+import { attentionRange, type AttentionRangeParams, planAttentionRange } from "./attention_matrix_range.ts";
 import type { AttentionSettings, ScoreStrides } from "./attention_options.ts";
+import { rangeWords } from "./attention_matrix_powers.ts";
 import { attentionBackwardNorms, attentionBackwardRows, attentionBackwardSinks } from "./attention_rows.ts";
 import { gridFor } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
@@ -179,6 +181,21 @@ export function dispatchNamed(
   call.dispatch(kernel, bound, uniforms, workgroups, { flops });
 }
 
+/** The ranges of a call's key heads, for its kernels on matrices and those that take what these leave. */
+function rangesOf(
+  call: AttentionCall,
+  params: AttentionRangeParams,
+  views: Readonly<Record<string, View>>,
+  shape: AttentionShape,
+  at: AttentionLayout,
+  settings: AttentionSettings,
+): View {
+  const ranges = call.temporary([shape.batch, shape.kvHeads, rangeWords], "u32");
+  fillBits(call, ranges, 0);
+  dispatchNamed(call, attentionRange(params), { ...views, ranges }, planAttentionRange(params, shape, at, settings));
+  return ranges;
+}
+
 /** out and lse of attention. */
 export function lowerAttention(call: Lowering<FlashParams>): void {
   const [q, k, v] = call.inputs.slice(0, 3).map((x) => inRows(call, x));
@@ -199,30 +216,35 @@ export function runForward(
   numSplits: number,
 ): void {
   const [out, lse] = call.outputs, at = layoutOf(q, k, v), { batch, seqlenQ, heads, kvHeads, valueDim } = shape;
-  const target = standIn(call, out, valueDim), views = { q, k, v, ...bindings };
+  const target = standIn(call, out, valueDim), views: Record<string, View> = { q, k, v, ...bindings };
   const flops = attentionFlops(shape, settings.window).forward;
   const storage = { q: storageOf(q.dtype), k: storageOf(k.dtype), v: storageOf(v.dtype), out: storageOf(target.dtype) };
   if (features.lengths !== "varlen" && heads / kvHeads * seqlenQ <= decodeRows) {
     const { params, parts } = pickAttentionDecode(call.capabilities, shape, at, storage, features, numSplits);
-    inParts(parts, attentionDecode(params), planAttentionDecode(params, parts, shape, at, settings));
+    inParts(parts, attentionDecode(params), planAttentionDecode(params, parts, shape, at, settings), flops);
   } else {
     if (features.lengths === "varlen") { // rows of no sequence
       fillBits(call, target, 0);
       fillBits(call, lse, minusInfinity);
     }
     const scale = settings.softmaxScale, { capabilities } = call;
-    const matrix = pickAttentionMatrixForward(capabilities, shape, at, storage, features, scale);
-    if (matrix !== null) {
-      inParts(1, attentionMatrixForward(matrix), planAttentionMatrixForward(matrix, shape, at, settings));
-    } else {
+    const portable = (features: AttentionFeatures, flops?: number): void => {
       const params = pickAttentionForward(capabilities, shape, at, storage, features);
-      inParts(params.parts, attentionForward(params), planAttentionForward(params, shape, at, settings));
+      inParts(params.parts, attentionForward(params), planAttentionForward(params, shape, at, settings), flops);
+    };
+    const matrix = pickAttentionMatrixForward(capabilities, shape, at, storage, features, scale);
+    if (matrix === null) portable(features, flops);
+    else {
+      const range = attentionRangeOf(matrix);
+      if (range !== null) views.ranges = rangesOf(call, range, views, shape, at, settings);
+      inParts(1, attentionMatrixForward(matrix), planAttentionMatrixForward(matrix, shape, at, settings), flops);
+      if (range !== null) portable({ ...features, range: "left" });
     }
   }
   if (target !== out) copy(call, target, out);
 
   /** Attention over all keys by one dispatch, or over parts of them and a second one that joins these. */
-  function inParts(parts: number, kernel: Kernel, plan: AttentionPlan): void {
+  function inParts(parts: number, kernel: Kernel, plan: AttentionPlan, flops?: number): void {
     if (parts === 1) return dispatchNamed(call, kernel, { ...views, out: target, lse }, plan, flops);
     const partOut = call.temporary([parts, batch, seqlenQ, heads, valueDim], "f32");
     const partLse = call.temporary([parts, batch, heads, seqlenQ], "f32");
@@ -281,22 +303,33 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     dispatchNamed(call, attentionBackwardNorms(norms), views, plan.norms);
   }
   const flops = attentionFlops(shape, settings.window);
-  const matrix = scores
-    ? null
-    : pickAttentionMatrixBackward(call.capabilities, shape, at, storage, features, settings.softmaxScale);
-  if (matrix !== null) {
-    const plan = planAttentionMatrixBackward(matrix, shape, at, settings), [dq, dk, dv] = targets;
-    dispatchNamed(call, attentionMatrixBackwardKeys(matrix.keys), { ...views, dk, dv }, plan.keys, flops.keys);
-    dispatchNamed(call, attentionMatrixBackwardQueries(matrix.queries), { ...views, dq }, plan.queries, flops.queries);
-  } else {
+  const portable = (
+    picked: ReturnType<typeof pickAttentionBackward>,
+    flops?: AttentionFlops,
+  ): void => {
+    const plan = planAttentionBackward(picked, shape, at, settings);
     const part = (y: View, parts: number): View => parts === 1 ? y : call.temporary([parts, ...y.shape], "f32");
     const [dqs, dks, dvs] = targets.map((y, i) => part(y, i === 0 ? picked.queries.parts : picked.keys.parts));
-    dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: dks, dv: dvs }, plan.keys, flops.keys);
+    dispatchNamed(call, attentionBackwardKeys(picked.keys), { ...views, dk: dks, dv: dvs }, plan.keys, flops?.keys);
     const queries = { ...views, dq: dqs, ...(scores ? { dBias: scores } : {}) };
-    dispatchNamed(call, attentionBackwardQueries(picked.queries), queries, plan.queries, flops.queries);
+    dispatchNamed(call, attentionBackwardQueries(picked.queries), queries, plan.queries, flops?.queries);
     [dqs, dks, dvs].forEach((parts, i) => {
       if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
     });
+  };
+  const matrix = scores
+    ? null
+    : pickAttentionMatrixBackward(call.capabilities, shape, at, storage, features, settings.softmaxScale);
+  if (matrix === null) portable(picked, flops);
+  else {
+    const plan = planAttentionMatrixBackward(matrix, shape, at, settings), [dq, dk, dv] = targets;
+    views.ranges = rangesOf(call, attentionRangeOf(matrix.keys)!, views, shape, at, settings);
+    dispatchNamed(call, attentionMatrixBackwardKeys(matrix.keys), { ...views, dk, dv }, plan.keys, flops.keys);
+    dispatchNamed(call, attentionMatrixBackwardQueries(matrix.queries), { ...views, dq }, plan.queries, flops.queries);
+    if (matrix.keys.features.range === "scaled") {
+      const left = { ...features, range: "left" } as const;
+      portable(pickAttentionBackward(call.capabilities, shape, at, storage, left, false));
+    }
   }
   targets.forEach((y, i) => {
     if (y !== call.outputs[i]) copy(call, y, call.outputs[i]);

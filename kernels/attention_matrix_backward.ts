@@ -6,7 +6,8 @@
  *   queries kernel   a workgroup owns queries, q and dOut in matrices, and walks the keys:
  *                    S = Q·Kᵀ and dP = dO·Vᵀ   ─▶ scratch (f32) ─▶ lanes: dS    ─▶ scratch (f16) ─▶ dQ += dS·K
  *
- * Every result is a sum in a fixed order; four barriers a step. P is at most 1 and dS is rounded to f16 as p is.
+ * Every result is a sum in a fixed order; four barriers a step. P is at most 1 and is rounded to f16 as it is, dS times a power
+ * of two (attention_matrix_range.ts), without which |dOut|·|v| beyond 65504 gave NaN and gradients of 10⁻⁶ lost their digits.
  *
  * Floor for f16 B2 H16 S4096 D128, full: 962 GFLOP in seven products at 650 TFLOP/s, 1.48 ms; 687 of them are counted.
  * Versions on an H200, Dawn, robustness off, TFLOP/s of the products done (keys / queries), steps of 16 and f16 in place:
@@ -36,14 +37,16 @@ import {
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
 import {
-  leftText,
   type MatrixOperand,
   matrixOperandName,
   matrixOperandType,
   matrixReader,
+  matrixStrides,
+} from "./attention_matrix_operands.ts";
+import {
+  leftText,
   matrixRows,
   type MatrixSource,
-  matrixStrides,
   matrixThreads,
   type MatrixTile,
   matrixTileName,
@@ -81,6 +84,7 @@ import {
   queryRange,
   scoreText,
 } from "./attention_options.ts";
+import { rangeText, scoreScale, withoutPower } from "./attention_matrix_powers.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel on matrices depends on. */
@@ -95,6 +99,7 @@ export interface AttentionMatrixBackwardParams {
   readonly dOut: MatrixOperand;
   /** dq, or dk and dv: dense. */
   readonly grad: AttentionStorage;
+  /** `range` is `slopes` or, for bf16, `scaled`. */
   readonly features: AttentionFeatures;
   /** Heads vary fastest, tiles with the most work start first. */
   readonly longFirst: boolean;
@@ -149,14 +154,16 @@ function interfaceOf({ q, k, v, dOut, features }: AttentionMatrixBackwardParams)
 
 /** Where the rows of an operand lie, after `locateHead`. */
 function sourceOf(
-  { valueDim, dOut, features }: AttentionMatrixBackwardParams,
+  params: AttentionMatrixBackwardParams,
   name: "q" | "k" | "v" | "dOut",
 ): MatrixSource {
-  if (name === "k" || name === "v") return { name, start: (j) => keyRow(features, name, j), most: "(sk - 1u)" };
+  const { valueDim, dOut, features } = params;
+  const wide = params[name].storage === "bf16";
+  if (name === "k" || name === "v") return { name, start: (j) => keyRow(features, name, j), most: "(sk - 1u)", wide };
   const start = name === "q"
     ? (i: string) => `qBase + ${i} * u.qSeq`
     : (i: string) => `((outRow + ${i}) * u.heads + h) * ${valueDim / dOut.unit}u`;
-  return { name, start, most: "(sq - 1u)" };
+  return { name, start, most: "(sq - 1u)", wide };
 }
 
 /** What both kernels have before their `main`, and its first line. */
@@ -165,11 +172,12 @@ function preamble(
   outputs: readonly (readonly [name: string, size: number])[],
 ): string {
   const { tile, headDim, valueDim, q, k, v, dOut, grad, features } = params, { deep, value } = stagedOf(params);
+  const scaled = features.range === "scaled";
   return `
-${matrixReader("q", q, headDim, deep.size)}
-${matrixReader("k", k, headDim, deep.size)}
-${matrixReader("v", v, valueDim, value.size)}
-${matrixReader("dOut", dOut, valueDim, value.size)}
+${matrixReader("q", q, headDim, deep.size, scaled)}
+${matrixReader("k", k, headDim, deep.size, scaled)}
+${matrixReader("v", v, valueDim, value.size, scaled)}
+${matrixReader("dOut", dOut, valueDim, value.size, scaled)}
 ${writerFunctions(grad)}
 ${outputs.map(([name, size]) => operandWriter(name, denseOperand(grad, size), size)).join("\n")}
 ${featureFunctions(features)}
@@ -213,7 +221,7 @@ function keysBody(params: AttentionMatrixBackwardParams): string {
     `if (li < ${step / 4}u) { ${
       each(4, (e) =>
         `{ let i = ${first} + li * 4u + ${e}u; let found = rowStats[lseAt + min(i, sq - 1u)];
-        lowNext[${e}] = select(1e30f, found.x + found.z, i < sq); meanNext[${e}] = select(0.0f, found.y, i < sq); }`)
+        lowNext[${e}] = select(1e30f, found.x + found.z, i < sq); meanNext[${e}] = select(0.0f, found.y * slopeScale, i < sq); }`)
         .join("\n")
     } }`;
   const putStats = `if (li < ${step / 4}u) { lows[li] = lowNext; means[li] = meanNext; }`;
@@ -239,6 +247,7 @@ ${preamble(params, [["dk", headDim], ["dv", valueDim]])}
   } * ${rows}u;
   ${locateBatch(features)}
   if (k0 >= sk) { return; }
+  ${rangeText(features, params)}
   ${queryRange(features, "k0", rows, step)}
   let j = k0 + row;
   ${zeroResults(tile, "x", deep.size)}
@@ -267,7 +276,11 @@ ${preamble(params, [["dk", headDim], ["dv", valueDim]])}
       workgroupBarrier();
       ${early ? "" : load(`q0 + ${step}u`)}
       {
-        ${vec.map(({ unit, half, n }) => `var x${n} = ${unit.read("scoreScratch", half)} * u.scale;`).join("\n")}
+        ${
+    vec.map(({ unit, half, n }) => `var x${n} = ${unit.read("scoreScratch", half)} * ${scoreScale(features)};`).join(
+      "\n",
+    )
+  }
         ${features.softcap ? vec.map(({ n }) => `var slope${n} = vec4f(1.0f);`).join(" ") : ""}
         ${changesScores(features) ? scores : ""}
         ${vec.map(({ unit, half, n }) => `x${n} = exp2(x${n} - lows[${unit.column} / 4u + ${half}u]);`).join("\n")}
@@ -286,9 +299,9 @@ ${preamble(params, [["dk", headDim], ["dv", valueDim]])}
   }
         ${
     vec.map(({ unit, half, n }) =>
-      `let d${n} = x${n} * (${unit.read("slopeScratch", half)} - means[${unit.column} / 4u + ${half}u])${
-        features.softcap ? ` * slope${n}` : ""
-      };`
+      `let d${n} = x${n} * fma(${
+        unit.read("slopeScratch", half)
+      }, vec4f(slopeIn), -means[${unit.column} / 4u + ${half}u])${features.softcap ? ` * slope${n}` : ""};`
     ).join("\n")
   }
         ${
@@ -310,12 +323,16 @@ ${preamble(params, [["dk", headDim], ["dv", valueDim]])}
   ${
     passResults(tile, "x", deep.size, "scoreScratch", (vec, inRow, d4) =>
       `let j = k0 + ${inRow};
-      if (j < sk) { dk_put(((keyRow + j) * heads + g) * ${headDim}u, ${d4}, ${vec} * u.gradScale); }`)
+      if (j < sk) { dk_put(((keyRow + j) * heads + g) * ${headDim}u, ${d4}, ${
+        withoutPower(features, vec, "q", "slope")
+      } * u.gradScale); }`)
   }
   ${
     passResults(tile, "y", value.size, "scoreScratch", (vec, inRow, d4) =>
       `let j = k0 + ${inRow};
-      if (j < sk) { dv_put(((keyRow + j) * heads + g) * ${valueDim}u, ${d4}, ${vec}); }`)
+      if (j < sk) { dv_put(((keyRow + j) * heads + g) * ${valueDim}u, ${d4}, ${
+        withoutPower(features, vec, "dOut")
+      }); }`)
   }
 }`;
 }
@@ -357,10 +374,11 @@ function queriesBody(params: AttentionMatrixBackwardParams): string {
   ${locateBatch(features)}
   if (q0 >= sq) { return; }
   ${locateHead(features)}
+  ${rangeText(features, params)}
   ${keyRange(features, "q0", rows, step)}
   let i = q0 + row;
   var low = 1e30f; var mean = 0.0f;
-  if (i < sq) { let found = rowStats[lseAt + i]; low = found.x + found.z; mean = found.y; }
+  if (i < sq) { let found = rowStats[lseAt + i]; low = found.x + found.z; mean = found.y * slopeScale; }
   ${zeroResults(tile, "x", deep.size)}
   ${leftText(tile, sourceOf(params, "q"), deep, "q0", "q")}
   ${leftText(tile, sourceOf(params, "dOut"), value, "q0", "e")}
@@ -382,7 +400,11 @@ function queriesBody(params: AttentionMatrixBackwardParams): string {
     workgroupBarrier();
     ${early ? "" : load(`k0 + ${step}u`)}
     {
-      ${vec.map(({ unit, half, n }) => `var x${n} = ${unit.read("scoreScratch", half)} * u.scale;`).join("\n")}
+      ${
+    vec.map(({ unit, half, n }) => `var x${n} = ${unit.read("scoreScratch", half)} * ${scoreScale(features)};`).join(
+      "\n",
+    )
+  }
       ${features.softcap ? vec.map(({ n }) => `var slope${n} = vec4f(1.0f);`).join(" ") : ""}
       ${changesScores(features) ? scores : ""}
       ${vec.map(({ n }) => `x${n} = exp2(x${n} - low);`).join("\n")}
@@ -401,7 +423,9 @@ function queriesBody(params: AttentionMatrixBackwardParams): string {
       }
       ${
     vec.map(({ unit, half, n }) =>
-      `x${n} = x${n} * (${unit.read("slopeScratch", half)} - mean)${features.softcap ? ` * slope${n}` : ""};`
+      `x${n} = x${n} * fma(${unit.read("slopeScratch", half)}, vec4f(slopeIn), vec4f(-mean))${
+        features.softcap ? ` * slope${n}` : ""
+      };`
     ).join("\n")
   }
       ${units.map((unit, n) => unit.write(narrow.slopes, packUnit(`x${2 * n}`, `x${2 * n + 1}`))).join("\n")}
@@ -413,7 +437,9 @@ function queriesBody(params: AttentionMatrixBackwardParams): string {
   ${
     passResults(tile, "x", deep.size, "scoreScratch", (vec, inRow, d4) =>
       `let i = q0 + ${inRow};
-      if (i < sq) { dq_put(((outRow + i) * u.heads + h) * ${headDim}u, ${d4}, ${vec} * u.gradScale); }`)
+      if (i < sq) { dq_put(((outRow + i) * u.heads + h) * ${headDim}u, ${d4}, ${
+        withoutPower(features, vec, "k", "slope")
+      } * u.gradScale); }`)
   }
 }`;
 }

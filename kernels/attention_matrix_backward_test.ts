@@ -8,6 +8,8 @@ import {
 } from "./attention_matrix_backward.ts";
 
 const f16 = { storage: "f16", unit: 8 } as const;
+const features = { ...plainAttention, range: "slopes" } as const;
+const bf16 = { storage: "bf16", unit: 8 } as const;
 const base: AttentionMatrixBackwardParams = {
   tile: { m: 16, n: 8, k: 16, lanes: 32, down: 4, high: 1, step: 16, pad: 2, inPlace: true },
   headDim: 64,
@@ -17,7 +19,7 @@ const base: AttentionMatrixBackwardParams = {
   v: f16,
   dOut: f16,
   grad: "f16",
-  features: plainAttention,
+  features,
   longFirst: false,
   early: false,
 };
@@ -25,10 +27,11 @@ const variants: AttentionMatrixBackwardParams[] = [
   base,
   ...(["window", "softcap", "alibi", "mask"] as const).map((name) => ({
     ...base,
-    features: { ...plainAttention, [name]: true },
+    features: { ...features, [name]: true },
   })),
-  { ...base, features: { ...plainAttention, bias: "f16" } },
-  { ...base, features: { ...plainAttention, lengths: "varlen" } },
+  { ...base, features: { ...features, bias: "f16" } },
+  { ...base, features: { ...features, lengths: "varlen" } },
+  { ...base, q: bf16, k: bf16, v: bf16, dOut: bf16, features: { ...features, range: "scaled" } },
   { ...base, q: { ...f16, unit: 2 } },
   { ...base, dOut: { ...f16, unit: 2 } },
   { ...base, grad: "f32" },

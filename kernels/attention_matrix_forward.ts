@@ -1,5 +1,6 @@
 /**
- * Flash attention, forward, on subgroup matrices: out = softmax(scale·q·kᵀ + …)·v and lse from f16 q, k and v.
+ * Flash attention, forward, on subgroup matrices: out = softmax(scale·q·kᵀ + …)·v and lse from q, k and v of f16, or of
+ * bf16, which becomes f16 times powers of two on its way to workgroup memory (attention_matrix_range.ts).
  *
  *                 keys ─▶ steps of 16, staged in workgroup memory
  *   queries   ┌────────────┐
@@ -50,15 +51,17 @@ import {
 } from "./attention_common.ts";
 import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
 import {
-  joinRow,
-  leftText,
   type MatrixOperand,
   matrixOperandName,
   matrixOperandType,
   matrixReader,
+  matrixStrides,
+} from "./attention_matrix_operands.ts";
+import {
+  joinRow,
+  leftText,
   matrixRows,
   type MatrixSource,
-  matrixStrides,
   matrixThreads,
   type MatrixTile,
   matrixTileName,
@@ -95,6 +98,7 @@ import {
   locateHead,
   scoreText,
 } from "./attention_options.ts";
+import { rangeText, scoreScale, withoutPower } from "./attention_matrix_powers.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
 /** Everything that the text of the matrix forward kernel depends on. */
@@ -167,7 +171,7 @@ function softmaxText({ tile, features }: AttentionMatrixForwardParams): string {
     vec.map(({ unit, half, x }) => f({ x, column: unit.column, half })).join("\n");
 
   // Where nothing stands between the product and the softmax, scale (10⁻⁶ to 1) is multiplied in the exponent.
-  const fold = !changesScores(features), unseen = fold ? "-1e38f" : masked;
+  const fold = !changesScores(features) && features.range !== "scaled", unseen = fold ? "-1e38f" : masked;
   const scores = perVec(({ x, column, half }) =>
     each(
       4,
@@ -179,7 +183,9 @@ function softmaxText({ tile, features }: AttentionMatrixForwardParams): string {
   );
   return `
       ${
-    vec.map(({ unit, half, x }) => `var ${x} = ${unit.read("scratch", half)}${fold ? "" : " * u.scale"};`).join("\n")
+    vec.map(({ unit, half, x }) =>
+      `var ${x} = ${unit.read("scratch", half)}${fold ? "" : ` * ${scoreScale(features)}`};`
+    ).join("\n")
   }
       ${fold ? "" : scores}
       if (${isEdge(features, "q0", rows, "k0", step)}) {
@@ -218,15 +224,26 @@ function body(params: AttentionMatrixForwardParams): string {
   const { tile, headDim, valueDim, q, k, v, out, features, lastFirst, early } = params, { step } = tile;
   const rows = matrixRows(tile), { keys, values } = stagedOf(params);
   const least = features.leftpad ? "keyFirst" : undefined, most = "(sk - 1u)";
-  const sourceOf = (name: "k" | "v"): MatrixSource => ({ name, start: (j) => keyRow(features, name, j), least, most });
-  const query: MatrixSource = { name: "q", start: (i) => `qBase + ${i} * u.qSeq`, most: "(sq - 1u)" };
+  const sourceOf = (name: "k" | "v"): MatrixSource => ({
+    name,
+    start: (j) => keyRow(features, name, j),
+    least,
+    most,
+    wide: params[name].storage === "bf16",
+  });
+  const query: MatrixSource = {
+    name: "q",
+    start: (i) => `qBase + ${i} * u.qSeq`,
+    most: "(sq - 1u)",
+    wide: q.storage === "bf16",
+  };
   const takeKeys = transfer(tile, sourceOf("k"), keys), takeValues = transfer(tile, sourceOf("v"), values);
   const fetch = (keys: string, values: string): string => `${takeKeys.load(keys)}\n${takeValues.load(values)}`;
 
   return `
-${matrixReader("q", q, headDim, keys.size)}
-${matrixReader("k", k, headDim, keys.size)}
-${matrixReader("v", v, valueDim, values.size)}
+${matrixReader("q", q, headDim, keys.size, features.range === "scaled")}
+${matrixReader("k", k, headDim, keys.size, features.range === "scaled")}
+${matrixReader("v", v, valueDim, values.size, features.range === "scaled")}
 ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
@@ -247,6 +264,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let g = h / u.group;
   ${locateBatch(features)}
   ${locateHead(features)}
+  ${rangeText(features)}
   if (q0 >= sq) { return; }
   ${keyRange(features, "q0", rows, step)}
   let i = q0 + row;
@@ -303,7 +321,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     passResults(tile, "o", values.size, "scratch", (vec, inRow, d4) =>
       `let inRow = ${inRow};
       if (q0 + inRow < sq) {
-        out_put(((outRow + q0 + inRow) * u.heads + h) * ${valueDim}u, ${d4}, ${vec} * factors[inRow]);
+        out_put(((outRow + q0 + inRow) * u.heads + h) * ${valueDim}u, ${d4}, ${
+        withoutPower(features, `${vec} * factors[inRow]`, "v")
+      });
       }`)
   }
 }`;

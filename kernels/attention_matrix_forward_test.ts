@@ -19,6 +19,8 @@ const base: AttentionMatrixForwardParams = {
   lastFirst: false,
   early: false,
 };
+const bf16 = { storage: "bf16", unit: 8 } as const;
+const scaled = { q: bf16, k: bf16, v: bf16, features: { ...plainAttention, range: "scaled" } } as const;
 const flags = ["window", "softcap", "alibi", "mask", "sinks", "dropout", "leftpad", "cacheIndex", "paged"] as const;
 const variants: AttentionMatrixForwardParams[] = [
   base,
@@ -26,6 +28,8 @@ const variants: AttentionMatrixForwardParams[] = [
   { ...base, features: { ...plainAttention, bias: "f32" } },
   { ...base, features: { ...plainAttention, lengths: "varlen" } },
   { ...base, features: { ...plainAttention, lengths: "cache" } },
+  { ...base, ...scaled },
+  { ...base, ...scaled, q: { storage: "f32", unit: 4 } },
   { ...base, q: { ...f16, unit: 2 } },
   { ...base, k: { ...f16, unit: 2 } },
   { ...base, v: { ...f16, unit: 1 } },

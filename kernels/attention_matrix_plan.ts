@@ -1,16 +1,19 @@
 /**
  * Which calls of attention run on subgroup matrices, and in which tiles.
  *
- * k and v must be f16, and q too, except that a cache's queries come as f32 when they were turned. What remains is on the
- * portable kernels: other storage, a scale that is not between 10⁻⁶ and 1, fewer rows than 16, and in the backward dropout,
- * the gradient of a bias, and head sizes over 128, whose four sets of matrices do not fit the registers.
+ * k and v must be f16 or bf16, and q as they are, except that a cache's queries come as f32 when they were turned. bf16 takes the
+ * ranges of attention_matrix_range.ts, and so does dS in every backward. What remains is on the portable kernels: other
+ * storage, a scale that is not between 10⁻⁶ and 1, fewer rows than 16, and in the backward dropout, the gradient of a bias,
+ * and head sizes over 128, whose four sets of matrices do not fit the registers.
  */
 import type { Capabilities } from "../tensor/backend.ts";
 import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
 import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import { attentionMatrixBackwardMemory, type AttentionMatrixBackwardParams } from "./attention_matrix_backward.ts";
 import { attentionMatrixForwardMemory, type AttentionMatrixForwardParams } from "./attention_matrix_forward.ts";
-import { isMatrixTile, matrixOperandOf, matrixThreads, type MatrixTile } from "./attention_matrix_tiles.ts";
+import { matrixOperandOf } from "./attention_matrix_operands.ts";
+import type { AttentionRangeParams } from "./attention_matrix_range.ts";
+import { isMatrixTile, matrixThreads, type MatrixTile } from "./attention_matrix_tiles.ts";
 import { denseStrides } from "./attention_options.ts";
 
 /** What the choice wants to know of a device. */
@@ -57,8 +60,8 @@ function takes(
   scale: number,
   largest: number,
 ): boolean {
-  return q !== "bf16" && k === "f16" && v === "f16" && Math.max(headDim, valueDim) <= largest && scale >= 1e-6 &&
-    scale <= 1 && Math.min(seqlenQ, seqlenK) >= 16;
+  return k !== "f32" && v === k && (q === k || q === "f32") && Math.max(headDim, valueDim) <= largest &&
+    scale >= 1e-6 && scale <= 1 && Math.min(seqlenQ, seqlenK) >= 16;
 }
 
 /**
@@ -83,7 +86,7 @@ export function pickAttentionMatrixForward(
     k: matrixOperandOf(storage.k, headDim, at.k),
     v: matrixOperandOf(storage.v, valueDim, at.v),
     out: denseOperand(storage.out, valueDim),
-    features,
+    features: { ...features, range: storage.k === "bf16" ? "scaled" as const : "none" as const },
     lastFirst: features.window,
   };
   for (const spread of forwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
@@ -118,7 +121,7 @@ export function pickAttentionMatrixBackward(
 ): { keys: AttentionMatrixBackwardParams; queries: AttentionMatrixBackwardParams } | null {
   const unit = unitOf(capabilities), { headDim, valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
   if (
-    unit === null || !takes(shape, storage, scale, 128) || storage.q !== "f16" || storage.dOut !== "f16" ||
+    unit === null || !takes(shape, storage, scale, 128) || storage.q !== storage.k || storage.dOut !== storage.k ||
     features.dropout
   ) return null;
   const common = {
@@ -127,9 +130,9 @@ export function pickAttentionMatrixBackward(
     q: matrixOperandOf(storage.q, headDim, at.q),
     k: matrixOperandOf(storage.k, headDim, at.k),
     v: matrixOperandOf(storage.v, valueDim, at.v),
-    dOut: matrixOperandOf("f16", valueDim, denseStrides(seqlenQ, heads, valueDim)),
+    dOut: matrixOperandOf(storage.dOut, valueDim, denseStrides(seqlenQ, heads, valueDim)),
     grad: storage.grad,
-    features: { ...features, sinks: false },
+    features: { ...features, sinks: false, range: storage.k === "bf16" ? "scaled" as const : "slopes" as const },
     longFirst: features.window,
   };
   for (const spread of backwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
@@ -146,4 +149,16 @@ function backwardTiles(lanes: number, size: number): Spread[] {
   const last = [{ down: 2, rows: 16, step: 16 }, { down: 2, rows: 8, step: 8 }, { down: 1, rows: 8, step: 8 }];
   if (lanes < 16) return last.slice(1);
   return [...size <= 64 ? [{ down: 2, rows: 32, step: 16 }] : [], { down: 4, rows: 16, step: 16 }, ...last];
+}
+
+/** The ranges that a call on matrices needs before it; null when it needs none. */
+export function attentionRangeOf(
+  { tile, headDim, valueDim, q, k, v, features, dOut }:
+    | AttentionMatrixForwardParams & { readonly dOut?: undefined }
+    | AttentionMatrixBackwardParams,
+): AttentionRangeParams | null {
+  if (features.range === "none") return null;
+  const common = { headDim, valueDim, features, lanes: tile.lanes, dLse: dOut !== undefined };
+  const values = dOut === undefined ? { v } : { v, dOut };
+  return { ...common, operands: features.range === "slopes" ? values : { q, k, ...values } };
 }

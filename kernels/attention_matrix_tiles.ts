@@ -19,7 +19,6 @@
  * away at compile time, which would otherwise make its stride a variable. Rows of 16-bit operands are an odd number of
  * 16 bytes long, so that the eight rows that a matrix load touches at once lie in different banks.
  */
-import type { AttentionStorage, AttentionStrides } from "./attention_common.ts";
 import { each } from "./kernel.ts";
 
 /** How a tile is spread over subgroups, in matrices of the adapter's shape. */
@@ -105,80 +104,6 @@ export function placeText(tile: MatrixTile): string {
   ].join("\n");
 }
 
-/** An operand in storage, f16, or f32 that is rounded on its way in; `unit` elements are one load. */
-export interface MatrixOperand {
-  readonly storage: AttentionStorage;
-  readonly unit: 8 | 4 | 2 | 1;
-}
-
-/** The operand of rows of `size` elements that lie there. */
-export function matrixOperandOf(
-  storage: AttentionStorage,
-  size: number,
-  { offset, batch, seq, head }: AttentionStrides,
-): MatrixOperand {
-  const even = (unit: number): boolean => [size, offset, batch, seq, head].every((n) => n % unit === 0);
-  if (storage === "f32") return { storage, unit: even(4) ? 4 : 1 };
-  return { storage, unit: even(8) ? 8 : even(2) ? 2 : 1 };
-}
-
-/** Element type of the operand's binding. */
-export function matrixOperandType({ storage, unit }: MatrixOperand): string {
-  if (storage === "f32") return unit === 4 ? "vec4f" : "f32";
-  return unit === 8 ? "vec4u" : "u32";
-}
-
-/** Part of a kernel's name. */
-export function matrixOperandName({ storage, unit }: MatrixOperand): string {
-  return `${storage}u${unit}`;
-}
-
-/** The strides as uniforms, in the units of the operand's loads. */
-export function matrixStrides(
-  name: string,
-  { unit }: MatrixOperand,
-  { offset, batch, seq, head }: AttentionStrides,
-): Record<string, number> {
-  return {
-    [`${name}Offset`]: offset / unit,
-    [`${name}Batch`]: batch / unit,
-    [`${name}Seq`]: seq / unit,
-    [`${name}Head`]: head / unit,
-  };
-}
-
-/**
- * WGSL of `fn <name>_at(row, d8) -> vec4u`: elements 8·d8 … 8·d8+7 of the row that starts at `row`; 0 past `size`, up to
- * `padded`.
- */
-export function matrixReader(name: string, { storage, unit }: MatrixOperand, size: number, padded: number): string {
-  const head = `fn ${name}_at(row: u32, d8: u32) -> vec4u {`;
-  const whole = Math.ceil(size / 8), guard = whole * 8 === padded ? "" : `if (d8 >= ${whole}u) { return vec4u(); }`;
-  if (unit === 8) return `${head} ${guard} return ${name}[row + d8]; }`;
-  const last = Math.floor(size / 8);
-  const read = (i: number, text: string): string =>
-    size % 8 === 0 || i < size % 8 ? text : `if (d8 < ${last}u) { ${text} }`;
-  if (storage === "f32") {
-    const vec = (half: number): string =>
-      unit === 4
-        ? read(4 * half, `x${half} = ${name}[row + d8 * 2u + ${half}u];`)
-        : each(4, (e) => read(4 * half + e, `x${half}[${e}] = ${name}[row + d8 * 8u + ${4 * half + e}u];`)).join(" ");
-    return `${head} ${guard} var x0 = vec4f(); var x1 = vec4f(); ${vec(0)} ${vec(1)} return ${packUnit("x0", "x1")}; }`;
-  }
-  if (unit === 2) {
-    const words = each(4, (i) => read(2 * i, `x[${i}] = ${name}[row + d8 * 4u + ${i}u];`));
-    return `${head} ${guard} var x = vec4u(); ${words.join(" ")} return x; }`;
-  }
-  const parts = each(8, (i) =>
-    read(
-      i,
-      `{ let at = row + d8 * 8u + ${i}u; x[${i >> 1}] |= ((${name}[at >> 1u] >> ((at & 1u) * 16u)) & 0xffffu) << ${
-        (i & 1) * 16
-      }u; }`,
-    ));
-  return `${head} ${guard} var x = vec4u(); ${parts.join(" ")} return x; }`;
-}
-
 /** Rows of an operand in workgroup memory. */
 export interface Staged {
   readonly name: string;
@@ -208,6 +133,8 @@ export interface MatrixSource {
   /** First and last row that exist; others read one of these. */
   readonly least?: string;
   readonly most: string;
+  /** It reads bf16: `<name>_narrow` makes f16 of it on the way from registers to workgroup memory. */
+  readonly wide?: boolean;
 }
 
 /** Loads and stores that bring `rows` rows of a source from row `first` on into workgroup memory, through registers. */
@@ -241,7 +168,8 @@ export function transfer(tile: MatrixTile, source: MatrixSource, staged: Staged,
       }).join("\n"),
     store: each(loads, (i) => {
       const { row, d, partial } = place(i);
-      const text = `${staged.name}[${row} * ${stride}u + ${d}] = ${id}${i};`;
+      const value = source.wide ? `${source.name}_narrow(${id}${i})` : `${id}${i}`;
+      const text = `${staged.name}[${row} * ${stride}u + ${d}] = ${value};`;
       return partial ? `if (li + ${i * all}u < ${count}u) { ${text} }` : text;
     }).join("\n"),
   };

@@ -3,8 +3,6 @@ import {
   isMatrixTile,
   laneCount,
   leftStaged,
-  matrixOperandOf,
-  matrixReader,
   matrixRows,
   matrixThreads,
   type MatrixTile,
@@ -83,13 +81,4 @@ Deno.test("every matrix load of a product lies inside its operand, by constants 
     }
     assert.match(scratchMemory(tile, "s"), new RegExp(`, ${tile.down}>;$`));
   }
-});
-
-Deno.test("a reader takes as many elements a load as offset, strides and size allow", () => {
-  const at = { offset: 0, batch: 4096, seq: 64, head: 64 };
-  assert.equal(matrixOperandOf("f16", 64, at).unit, 8);
-  assert.equal(matrixOperandOf("f16", 64, { ...at, offset: 2 }).unit, 2);
-  assert.equal(matrixOperandOf("f16", 63, at).unit, 1);
-  assert.match(matrixReader("q", { storage: "f16", unit: 8 }, 40, 48), /d8 >= 5u/);
-  assert.doesNotMatch(matrixReader("q", { storage: "f16", unit: 8 }, 48, 48), /d8 >=/);
 });

@@ -8,6 +8,7 @@
  * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
  */
 import { type AttentionFeatures, type AttentionStrides, masked, strideFields } from "./attention_common.ts";
+import { rangeFunctions } from "./attention_matrix_powers.ts";
 import type { UniformType } from "./kernel.ts";
 import { philox4x32 } from "./random.ts";
 import { load, storageType } from "./storage.ts";
@@ -54,6 +55,7 @@ export function featureReads(features: AttentionFeatures): Record<string, string
     ...(features.bias === "none" ? {} : { bias: storageType(features.bias) }),
     ...(features.mask ? { mask: "u32" } : {}),
     ...(features.dropout ? { dropoutKey: "u32" } : {}),
+    ...(features.range === "none" ? {} : { ranges: "vec4u" }),
   };
 }
 
@@ -123,6 +125,7 @@ export function featureFunctions(features: AttentionFeatures): string {
     features.softcap ? tanhFunction : "",
     features.bias === "none" ? "" : `fn bias_one(at: u32) -> f32 { return ${load(features.bias, "bias", "at")}; }`,
     features.dropout ? philox4x32 : "",
+    rangeFunctions(features),
   ].filter((text) => text !== "").join("\n");
 }
 
