@@ -91,7 +91,10 @@ ${laneMemory}
 }`;
   });
 
-/** A kernel over rows of logits; `first` is the row of labels, losses and lse that stands beside row 0 of the logits. */
+/**
+ * A kernel over rows of logits; `first` is the row of labels, losses and lse that stands beside row 0 of the logits. A
+ * gradient may be that of some classes, from `first_class` on.
+ */
 export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel): Kernel {
   const output: DType = inPlace || (isPacked(dtype) && vec === 1) ? "f32" : dtype;
   const wide = (t: DType) => vec === 4 ? storageType4(t) : storageType(t);
@@ -115,6 +118,8 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
       offset: "u32",
       first: "u32",
       first_label: "u32",
+      first_class: "u32",
+      classes: "u32",
       factor_first: "u32",
       factor_step: "u32",
       ignore: "i32",
@@ -141,7 +146,7 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
   }
 ${joined}`;
     const slope = (i: number) => {
-      const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == u32(label))`;
+      const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == own)`;
       const bend = softcap ? ` * (1.0 - (z${i} / u.cap) * (z${i} / u.cap))` : "";
       return `let d${i} = select(scale * (${power(`z${i}`, "lse")} * pull - ${hit} - share)${bend}, aside, apart);`;
     };
@@ -161,11 +166,12 @@ ${joined}`;
     const body = `
   let row = group.y * groups.x + group.x;
   if (row >= u.rows) { return; }
-  let classes = f32(u.loads * ${vec}u);
+  let classes = f32(u.classes);
   let base = u.offset + row * u.loads;
   let label = labels[u.first_label + row];
   let ignored = label == u.ignore;
-  let inside = label >= 0 && label < i32(u.loads * ${vec}u);
+  let inside = label >= 0 && label < i32(u.classes);
+  let own = u32(label) - u.first_class; // beyond all columns where the label is not among them
   ${
       writes === "gradient" ? "let lse = known[u.first + row];" : `
   var chosen = 0.0;

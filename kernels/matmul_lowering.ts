@@ -4,6 +4,7 @@ import { matmulSizes } from "../tensor/matmul.ts";
 import { broadcastLayout, collapse, type Shape, sizeOf } from "../tensor/shape.ts";
 import { copy, type Lowering, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
+import type { PooledBuffer } from "./memory.ts";
 import { stripColumns } from "./matmul_matrix.ts";
 import type { MatrixFold } from "./matmul_matrix_fold.ts";
 import { pickMatrix, planMatrix } from "./matmul_matrix_plan.ts";
@@ -35,13 +36,15 @@ function batches(a: View, b: View, batch: Shape): { shape: number[]; strides: nu
 type Uniforms = Readonly<Record<string, number>>;
 
 /** What a product needs of its call. */
-export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "temporary" | "capabilities"> {
+export interface Multiplying extends Pick<Lowering<unknown>, "dispatch" | "capabilities"> {
+  /** A dense tensor that lives until the call ends; calls may share those of one shape, dtype and use. */
+  temporary(shape: Shape, dtype: DType, use?: string): View;
   /** What was packed for matrix units into which buffer; operands that lie there already are not packed again. */
-  readonly packed?: Map<number, { readonly from: number; readonly how: string }>;
+  readonly packed?: Map<PooledBuffer, { readonly from: PooledBuffer; readonly how: string }>;
 }
 
 /**
- * A call whose temporaries of one size are one buffer, for products that follow one another; what one of them packed for
+ * A call whose temporaries of one size and use are one buffer, for products that follow one another; what one of them packed for
  * matrix units the next need not pack.
  */
 export function sharing(call: Lowering<unknown>): Multiplying {
@@ -50,8 +53,8 @@ export function sharing(call: Lowering<unknown>): Multiplying {
     capabilities: call.capabilities,
     packed: new Map(),
     dispatch: (...launch) => call.dispatch(...launch),
-    temporary: (shape, dtype) => {
-      const id = `${dtype} ${shape}`, known = made.get(id) ?? call.temporary(shape, dtype);
+    temporary: (shape, dtype, use = "") => {
+      const id = `${dtype} ${shape} ${use}`, known = made.get(id) ?? call.temporary(shape, dtype);
       made.set(id, known);
       return known;
     },
@@ -60,7 +63,7 @@ export function sharing(call: Lowering<unknown>): Multiplying {
 
 /** Says that other numbers lie in a buffer now: what was packed from it is not what it holds. */
 export function rewritten({ packed }: Multiplying, x: View): void {
-  for (const [to, { from }] of packed ?? []) if (from === x.buffer.id) packed!.delete(to);
+  for (const [to, { from }] of packed ?? []) if (from === x.buffer) packed!.delete(to);
 }
 
 /** Where a product goes: into what its target holds, or from some row of it on. */
@@ -106,17 +109,18 @@ const costOf = ({ m, n, k, batch }: MatmulProblem) => ({ flops: 2 * m * n * k * 
 function packed(call: Multiplying, [a, b]: readonly [View, View], plan: Pick<MatmulPlan, "packs">): View[] {
   const operands = { a, b }, exponents: View[] = [];
   for (const { operand, kernel, most, uniforms, workgroups, ...size } of plan.packs) {
-    const x = operands[operand], axes = operand === "a" ? [] : [1]; // shapes apart, since calls may share buffers by shape
-    const whole = call.temporary([size.bytes / 4, ...axes], "u32");
-    const written = size.exponents === 0 ? [] : [call.temporary([size.exponents, ...axes], "i32")];
-    const from = x.buffer.id, how = `${kernel.name} ${Object.values(uniforms)}`;
-    const there = call.packed?.get(whole.buffer.id);
+    const x = operands[operand], use = `${operand} ${kernel.name} ${size.bytes} ${size.exponents}`;
+    const whole = call.temporary([size.bytes / 4], "u32", use);
+    // A buffer of exponents for each of packed numbers, so that they are there as long as those.
+    const written = size.exponents === 0 ? [] : [call.temporary([size.exponents], "i32", use)];
+    const from = x.buffer, how = `${kernel.name} ${Object.values(uniforms)}`;
+    const there = call.packed?.get(whole.buffer);
     if (there?.from !== from || there.how !== how) {
-      const known = most === undefined ? [] : [call.temporary([1, 1, most.words, ...axes], "u32")];
+      const known = most === undefined ? [] : [call.temporary([most.words], "u32", `${use} most`)];
       if (most !== undefined) call.dispatch(most.kernel, [x, ...known], uniforms, workgroups);
       call.dispatch(kernel, [x, ...known, whole, ...written], uniforms, workgroups);
     }
-    call.packed?.set(whole.buffer.id, { from, how });
+    call.packed?.set(whole.buffer, { from, how });
     operands[operand] = whole;
     exponents.push(...written);
   }
