@@ -122,7 +122,7 @@ export function attentionRange(params: AttentionRangeParams): Kernel {
 }
 
 function body({ headDim, valueDim, operands, dLse, lanes, features }: AttentionRangeParams): string {
-  const threads = 8 * lanes, sizes = { q: headDim, k: headDim, v: valueDim, dOut: valueDim };
+  const threads = Math.min(256, 8 * lanes), sizes = { q: headDim, k: headDim, v: valueDim, dOut: valueDim };
   const named = Object.entries(operands) as [keyof typeof operands, MatrixOperand][];
   /** Lanes beside one another that share a row, and how often they load. */
   const spread = (size: number): { perRow: number; loads: number } => {
