@@ -121,7 +121,7 @@ function operands(call: Lowering<RowLoss>, at: number): Operands {
 }
 
 /** Bytes of what folded logits leave, of a block of classes that is packed for matrix units, and of a block of logits. */
-const foldedBytes = 64 * 2 ** 20, blockBytes = 32 * 2 ** 20;
+const foldedBytes = 64 * 2 ** 20, packedBytes = 8 * 2 ** 20, blockBytes = 16 * 2 ** 20;
 
 /** Rows from `first` on, so many or as many as there are. */
 const rowsOf = (x: View, first: number, count: number): View => ({
@@ -147,7 +147,7 @@ function folded(
   const [n, width] = hidden.shape, [classes] = weight.shape, sum = labelSmoothing > 0;
   const { columns, packs, fold } = folding(call, hidden, weight, { softcap: softcap > 0, sum }) ?? {};
   if (columns === undefined) return false;
-  const [kept, block] = [bytes, blockBytes].map((bytes) => Math.min(bytes, call.capabilities.maxBinding));
+  const [kept, block] = [bytes, packedBytes].map((bytes) => Math.min(bytes, call.capabilities.maxBinding));
   const step = packs ? Math.max(128, 2 ** Math.floor(Math.log2(block / 2 / width))) : classes;
   const strips = Math.ceil(classes / columns), shared = sharing(call);
   const room = Math.floor(kept / (sum ? 12 : 8) / strips),
@@ -260,7 +260,7 @@ export function lowerLinearCrossEntropyBackward(call: Lowering<RowLoss>): void {
 /**
  * scale · Σ loss and its gradients: in one walk over chunks of rows, or by classes once the lse are known. That takes a
  * fourth product, for which dweight is written once, not read and written for each chunk, and nothing packed takes more
- * than a block: at 4096 × 1024 → 128256 in bf16 130 MB in all, where packing the weight for both products takes 526.
+ * than a block: at 4096 × 1024 → 128256 in bf16 137 MB in all, where packing the weight for both products takes 526.
  */
 export function lowerLinearCrossEntropySum(call: Lowering<RowLoss>): void {
   const given = operands(call, 0), { hidden, weight, labels } = given, [total, dhidden, dweight] = call.outputs;

@@ -12,10 +12,19 @@ import { key, randint } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 import { sum } from "../tensor/reduce.ts";
+import { sizeOf, stridesOf } from "../tensor/shape.ts";
 import { assertClose } from "../testing/mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { assertSame, draw, stored } from "../testing/laws/both.ts";
 import { matrixUnit } from "./matmul_matrix_plan.ts";
+import type { View } from "./lowering.ts";
+import {
+  lowerLinearCrossEntropy,
+  lowerLinearCrossEntropyBackward,
+  lowerLinearCrossEntropySum,
+} from "./loss_lowering.ts";
+import type { PooledBuffer } from "./memory.ts";
+import { storageBytes } from "./storage.ts";
 import { webgpu } from "./webgpu.ts";
 
 const gpu = await needAdapter(webgpu());
@@ -146,4 +155,43 @@ Deno.test("losses of 16 bits fold logits on matrix units, by blocks of classes a
     }
   }
   small.dispose();
+});
+
+Deno.test("the vocabulary of a large model takes at most 150 MB beside inputs and outputs, with matrix units and without", () => {
+  const [N, D, V] = [4096, 1024, 128256], params = { ignoreIndex: -100, labelSmoothing: 0.1, zLoss: 0, softcap: 0 };
+  const units = [{ m: 16, n: 16, k: 16, ab: "f16", acc: "f32" }];
+  for (const subgroupMatrix of [units, []]) {
+    for (const dtype of ["f32", "f16", "bf16"] as const) {
+      let made = 0;
+      const view = (shape: number[], dtype: DType): View => {
+        const size = sizeOf(shape) * storageBytes(dtype);
+        return { shape, dtype, strides: stridesOf(shape), offset: 0, buffer: { bytes: size } as PooledBuffer };
+      };
+      const capabilities = {
+        ...{ ...gpu.capabilities, subgroupMatrix, subgroupSize: 32, f16: true, maxBinding: 2 ** 31 - 4 },
+        ...{ maxInvocations: 1024, maxWorkgroupMemory: 49152, maxWorkgroups: 65535 },
+      };
+      const call = (inputs: View[], outputs: View[]) => ({
+        ...{ inputs, outputs, params, capabilities, dense: (x: View) => x, dispatch: () => {} },
+        temporary: (shape: readonly number[], dtype: DType) => {
+          const x = view([...shape], dtype);
+          made += x.buffer.bytes;
+          return x;
+        },
+      });
+      const [h, w, labels] = [view([N, D], dtype), view([V, D], dtype), view([N], "i32")];
+      const row = () => view([N], "f32"), one = () => view([], "f32");
+      for (
+        const lower of [
+          () => lowerLinearCrossEntropy(call([h, w, labels], [row(), row()])),
+          () => lowerLinearCrossEntropySum(call([h, w, labels, one()], [one(), h, w])),
+          () => lowerLinearCrossEntropyBackward(call([one(), h, w, labels, row()], [h, w])),
+        ]
+      ) {
+        made = 0;
+        lower();
+        assert.ok(made <= 150e6, `${dtype}, ${subgroupMatrix.length} shapes of matrix units, ${lower}: ${made} bytes`);
+      }
+    }
+  }
 });

@@ -109,9 +109,9 @@ const costOf = ({ m, n, k, batch }: MatmulProblem) => ({ flops: 2 * m * n * k * 
 function packed(call: Multiplying, [a, b]: readonly [View, View], plan: Pick<MatmulPlan, "packs">): View[] {
   const operands = { a, b }, exponents: View[] = [];
   for (const { operand, kernel, most, uniforms, workgroups, ...size } of plan.packs) {
-    const x = operands[operand], use = `${operand} ${kernel.name} ${size.bytes} ${size.exponents}`;
-    const whole = call.temporary([size.bytes / 4], "u32", use);
-    // A buffer of exponents for each of packed numbers, so that they are there as long as those.
+    const x = operands[operand], whole = call.temporary([size.bytes / 4], "u32", operand);
+    // Exponents are shared by those alone that share the packed numbers, so that they are there as long as those.
+    const use = `${operand} ${size.bytes}`;
     const written = size.exponents === 0 ? [] : [call.temporary([size.exponents], "i32", use)];
     const from = x.buffer, how = `${kernel.name} ${Object.values(uniforms)}`;
     const there = call.packed?.get(whole.buffer);
