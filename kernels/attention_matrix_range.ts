@@ -13,7 +13,9 @@
  *
  * dS, which is rounded to f16 as well, has a power of its own in the backward, of f16 too: |dOut|·|v| may pass what f16
  * holds, or be so small that P takes dS below it. No out is beyond all v, so |dS| ≤ 2·Dv·max|dOut|·max|v| + max|dLse|; the
- * power puts that bound at 2^15. Rows of dOut may be as small as they like: those of tokens that a model foresees are.
+ * power puts that bound at 2^15, and dS is off by 2^-12 of itself or 2^-40 of the bound. Rows of dOut may be as small as they
+ * like, since those of tokens that a model foresees are; only where a head's largest row, 2^12 times beyond the others, has itself
+ * no dS (it sees a single key, say) do the others' dq and dk have fewer digits than f16.
  *
  * A maximum does not depend on the order of its numbers, so the atomics always give the same bits.
  *
