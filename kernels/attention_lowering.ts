@@ -24,11 +24,9 @@ import {
   pickAttentionForward,
   planAttentionForward,
 } from "./attention_forward.ts";
-import {
-  attentionMatrixBackwardKeys,
-  attentionMatrixBackwardQueries,
-  planAttentionMatrixBackward,
-} from "./attention_matrix_backward.ts";
+import { planAttentionMatrixBackward } from "./attention_matrix_backward.ts";
+import { attentionMatrixBackwardKeys } from "./attention_matrix_backward_keys.ts";
+import { attentionMatrixBackwardQueries } from "./attention_matrix_backward_queries.ts";
 import { attentionMatrixForward, planAttentionMatrixForward } from "./attention_matrix_forward.ts";
 import { attentionRangeOf, pickAttentionMatrixBackward, pickAttentionMatrixForward } from "./attention_matrix_plan.ts";
 import { attentionRange, type AttentionRangeParams, planAttentionRange } from "./attention_matrix_range.ts";

@@ -8,7 +8,7 @@
  *     ▼       │  matrices  │
  *   one tile  └────────────┘     out += p·v, matrices of f32 from the first key to the last; divided by Σ p at the end
  *
- * Two barriers a step and one where p is in the place of the scores:
+ * Two barriers a step, and a third where p lies over the scores that it comes from instead of in the pad beside them:
  *
  *   q·kᵀ, scores stored │ scores read, p stored, next k and this v stored │ p·v
  *
@@ -34,8 +34,9 @@
  *       p apart from the scores (one barrier less, one workgroup fewer)                    – / –       166 / 157
  *       steps of 32: 185 at D 64; 64 rows by two subgroups: 166; 16 rows a subgroup: 155 at D 128
  *       k and v straight from storage: 31 and 62 clocks a matrix, 3 from workgroup memory: not pursued
- * The file takes the early loads over head size 80, the late ones to it. With robustness v3 lost 3 percent; v5 was measured
- * without. Next would be two steps of keys in flight, and the scores of D 64 in f16 pairs to fit a fourth workgroup.
+ *   v6  p in the pad, 23 KiB: two barriers a step                                          246 / –     160 / –    ◀ over D 80
+ * The last three again on another day, robustness on, best of three rounds: v5 early 244 / 221 at D 128, late 194 / 165 at
+ * D 64, v6 245 at D 128; without loads from storage 270 and 216, without p·v 334 (wrong results, all three).
  * PyTorch's FlashAttention-2, same card: 342 / 264, 262 / 181.
  */
 import {
@@ -58,7 +59,9 @@ import {
   matrixStrides,
 } from "./attention_matrix_operands.ts";
 import {
+  isBeside,
   joinRow,
+  leftMatrices,
   leftText,
   matrixRows,
   type MatrixSource,
@@ -66,8 +69,6 @@ import {
   type MatrixTile,
   matrixTileName,
   mixMatrices,
-  narrowBytes,
-  narrowMemory,
   packUnit,
   paddedSize,
   passResults,
@@ -125,7 +126,7 @@ function stagedOf({ tile, headDim, valueDim }: AttentionMatrixForwardParams): { 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
 export function attentionMatrixForwardMemory(params: AttentionMatrixForwardParams): number {
   const { keys, values } = stagedOf(params), { tile } = params;
-  return stagedBytes(keys) + stagedBytes(values) + scratchBytes(tile) + narrowBytes(tile) + matrixRows(tile) * 4 + 4;
+  return stagedBytes(keys) + stagedBytes(values) + scratchBytes(tile) + matrixRows(tile) * 4 + 4;
 }
 
 /**
@@ -215,7 +216,7 @@ function softmaxText({ tile, features }: AttentionMatrixForwardParams): string {
       : ""
   }
       ${
-    units.map((unit, n) => unit.write(tile.inPlace ? "scratch" : "narrow", packUnit(`x${2 * n}`, `x${2 * n + 1}`)))
+    units.map((unit, n) => unit.write("scratch", packUnit(`x${2 * n}`, `x${2 * n + 1}`)))
       .join("\n")
   }`;
 }
@@ -250,7 +251,6 @@ ${featureFunctions(features)}
 ${stagedMemory(keys)}
 ${stagedMemory(values)}
 ${scratchMemory(tile, "scratch")}
-${narrowMemory(tile, "narrow")}
 var<workgroup> factors: array<f32, ${rows}>;
 var<workgroup> outgrown: atomic<u32>;
 @compute @workgroup_size(${matrixThreads(tile)})
@@ -271,6 +271,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${zeroResults(tile, "o", values.size)}
   ${takeKeys.declare} ${takeValues.declare}
   if (keyFrom < keyTo) { ${takeKeys.load("keyFrom")} }
+  ${leftMatrices(tile, keys.size, "q")}
   ${leftText(tile, query, keys, "q0", "q")}
   var top = ${floor}; var seen = ${floor}; var sum = 0.0f;
   for (var again = 0u; again < 2u; again++) {
@@ -291,8 +292,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       ${takeValues.store}
       ${early ? fetch(`k0 + ${2 * step}u`, `k0 + ${step}u`) : ""}
       workgroupBarrier();
-      ${mixMatrices(tile, "o", tile.inPlace ? "scratch" : "narrow", values)}
-      ${tile.inPlace ? "workgroupBarrier();" : ""}
+      ${mixMatrices(tile, "o", "scratch", values)}
+      ${isBeside(tile) ? "" : "workgroupBarrier();"}
     }
     if (li == 0u) { atomicStore(&outgrown, 0u); }
     workgroupBarrier();

@@ -8,7 +8,7 @@ import {
 
 const f16 = { storage: "f16", unit: 8 } as const;
 const base: AttentionMatrixForwardParams = {
-  tile: { m: 16, n: 8, k: 16, lanes: 32, down: 4, high: 2, step: 16, pad: 1, inPlace: true },
+  tile: { m: 16, n: 8, k: 16, lanes: 32, down: 4, abreast: 1, high: 2, step: 16, pad: 1 },
   headDim: 64,
   valueDim: 48,
   q: f16,
@@ -41,7 +41,7 @@ const variants: AttentionMatrixForwardParams[] = [
   { ...base, tile: { ...base.tile, down: 2 } },
   { ...base, tile: { ...base.tile, high: 1, pad: 2 } },
   { ...base, tile: { ...base.tile, n: 16 } },
-  { ...base, tile: { ...base.tile, inPlace: false } },
+  { ...base, tile: { ...base.tile, pad: 3 } },
 ];
 
 Deno.test("a matrix forward kernel's name changes with everything that its text depends on", () => {

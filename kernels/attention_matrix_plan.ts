@@ -4,7 +4,7 @@
  * k and v must be f16 or bf16, and q as they are, except that a cache's queries come as f32 when they were turned. bf16 takes the
  * ranges of attention_matrix_range.ts, and so does dS in every backward. What remains is on the portable kernels: other
  * storage, a scale that is not between 10⁻⁶ and 1, fewer rows than 16, and in the backward dropout, the gradient of a bias,
- * and head sizes over 128, whose four sets of matrices do not fit the registers.
+ * and head sizes over 128, whose matrices do not fit the registers.
  */
 import type { Capabilities } from "../tensor/backend.ts";
 import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
@@ -40,17 +40,20 @@ interface Spread {
   /** Rows of a subgroup. */
   readonly rows: number;
   readonly step: number;
+  /** Vec4f between rows of scratch; 1 when not given. */
+  readonly pad?: number;
   /** The next step is loaded before this one's products instead of after them. */
   readonly early?: boolean;
 }
 
-/** The tile in the adapter's matrices, 16-bit scores in place. */
+/** The tile in the adapter's matrices. */
 function tileOf(
   { m, n, k }: { m: number; n: number; k: number },
   lanes: number,
-  { down, rows, step }: Spread,
+  { down, rows, step, pad = 1 }: Spread,
+  abreast: 1 | 2,
 ): MatrixTile {
-  return { m, n, k, lanes, down, high: rows / m, step, pad: rows === lanes ? 1 : Math.max(1, step / 8), inPlace: true };
+  return { m, n, k, lanes, down, abreast, high: rows / m, step, pad };
 }
 
 /** True when a call's operands and sizes are what the matrix kernels take. */
@@ -90,7 +93,7 @@ export function pickAttentionMatrixForward(
     lastFirst: features.window,
   };
   for (const spread of forwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
-    const params = { ...common, early: spread.early ?? false, tile: tileOf(unit, subgroupSize, spread) };
+    const params = { ...common, early: spread.early ?? false, tile: tileOf(unit, subgroupSize, spread, 1) };
     if (isMatrixTile(params.tile) && fits(capabilities, params.tile, attentionMatrixForwardMemory(params))) {
       return params;
     }
@@ -107,7 +110,8 @@ function forwardTiles(lanes: number, size: number): Spread[] {
   const last = [{ down: 2, rows: 16, step: 16 }, { down: 2, rows: 8, step: 8 }, { down: 1, rows: 8, step: 8 }];
   if (lanes < 16) return last.slice(1); // a software adapter: large texts take seconds to compile
   if (size > 128) return [{ down: 4, rows: 16, step: 16 }, ...last];
-  return [{ down: 4, rows: 32, step: 16, early: size > 80 }, { down: 4, rows: 16, step: 16 }, ...last];
+  const wide = size > 80 ? { early: true, pad: 3 } : {};
+  return [{ down: 4, rows: 32, step: 16, ...wide }, { down: 4, rows: 16, step: 16 }, ...last];
 }
 
 /** Chooses the matrix kernels of a backward call; null when the call is for the portable ones. */
@@ -135,20 +139,20 @@ export function pickAttentionMatrixBackward(
     features: { ...features, sinks: false, range: storage.k === "bf16" ? "scaled" as const : "slopes" as const },
     longFirst: features.window,
   };
-  for (const spread of backwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
-    const params = { ...common, early: true, tile: tileOf(unit, subgroupSize, spread) };
+  for (const spread of backwardTiles(subgroupSize)) {
+    const params = { ...common, tile: tileOf(unit, subgroupSize, spread, 2) };
     if (isMatrixTile(params.tile) && fits(capabilities, params.tile, attentionMatrixBackwardMemory(params))) {
-      return { keys: params, queries: { ...params, early: false } };
+      return { keys: params, queries: params };
     }
   }
   return null;
 }
 
 /** Tiles of both kernels to try, best first. */
-function backwardTiles(lanes: number, size: number): Spread[] {
-  const last = [{ down: 2, rows: 16, step: 16 }, { down: 2, rows: 8, step: 8 }, { down: 1, rows: 8, step: 8 }];
-  if (lanes < 16) return last.slice(1);
-  return [...size <= 64 ? [{ down: 2, rows: 32, step: 16 }] : [], { down: 4, rows: 16, step: 16 }, ...last];
+function backwardTiles(lanes: number): Spread[] {
+  const last = [{ down: 1, rows: 16, step: 8 }, { down: 1, rows: 8, step: 16 }];
+  if (lanes < 16) return last; // a software adapter: large texts take seconds to compile
+  return [{ down: 2, rows: 32, step: 16 }, { down: 1, rows: 32, step: 16 }, ...last];
 }
 
 /** The ranges that a call on matrices needs before it; null when it needs none. */

@@ -10,10 +10,10 @@
  *    high · m   │ subgroup 1 │        │    subgroup 1    │        down = 2
  *               └────────────┘        └──────────────────┘
  *
- * so that a matrix of B that a subgroup has loaded is multiplied `high` times. A matrix cannot be indexed: scores go
- * through workgroup memory (f32, a piece a subgroup), are turned into p by the lanes, a row to `laneCount` lanes beside one
- * another, and come back as f16. They may come back in place: over their scores where one lane owns the row, beside them
- * in the row's pad otherwise, so that no lane writes what another reads.
+ * so that a matrix of B that a subgroup has loaded is multiplied `high` times. Two subgroups may stand abreast over the
+ * same rows, each with products of its own. A matrix cannot be indexed: scores go through workgroup memory (f32, a piece
+ * for the rows of a subgroup), are turned into p by the lanes, a row to `laneCount` of them, and come back as f16: in the row's
+ * pad where that has room, else over the scores, each lane's over its own, so that no lane writes what another reads.
  *
  * A piece is chosen by the subgroup and everything inside it by constants: the bounds check of a matrix load then falls
  * away at compile time, which would otherwise make its stride a variable. Rows of 16-bit operands are an odd number of
@@ -31,19 +31,19 @@ export interface MatrixTile {
   readonly lanes: number;
   /** Subgroups, one below the other. */
   readonly down: number;
+  /** Subgroups over the same rows. */
+  readonly abreast: 1 | 2;
   /** Matrices that a subgroup owns, one below the other. */
   readonly high: number;
   /** Columns of scores of one step. */
   readonly step: number;
   /** Vec4f between a row of scratch and the next. */
   readonly pad: number;
-  /** 16-bit scores take the place of the scores that they come from. */
-  readonly inPlace: boolean;
 }
 
 /** Threads of a workgroup. */
-export function matrixThreads({ down, lanes }: MatrixTile): number {
-  return down * lanes;
+export function matrixThreads({ down, abreast, lanes }: MatrixTile): number {
+  return down * abreast * lanes;
 }
 
 /** Rows of a workgroup's tile. */
@@ -52,14 +52,14 @@ export function matrixRows({ down, high, m }: MatrixTile): number {
 }
 
 /** Lanes that share a row of scores. */
-export function laneCount({ lanes, high, m }: MatrixTile): number {
-  return lanes / (high * m);
+export function laneCount({ lanes, abreast, high, m }: MatrixTile): number {
+  return abreast * lanes / (high * m);
 }
 
 /** Part of a kernel's name. */
 export function matrixTileName(tile: MatrixTile): string {
-  const { m, n, k, lanes, high, step, pad, inPlace } = tile;
-  return `${matrixRows(tile)}x${step}_h${high}_m${m}x${n}x${k}_l${lanes}_p${pad}${inPlace ? "i" : ""}`;
+  const { m, n, k, lanes, abreast, high, step, pad } = tile;
+  return `${matrixRows(tile)}x${step}_h${high}${abreast === 2 ? "_abreast" : ""}_m${m}x${n}x${k}_l${lanes}_p${pad}`;
 }
 
 const ceilTo = (x: number, unit: number): number => Math.ceil(x / unit) * unit;
@@ -73,17 +73,17 @@ export function paddedSize({ n, k }: MatrixTile, size: number): number {
 
 /** True when a tile comes out even. */
 export function isMatrixTile(tile: MatrixTile): boolean {
-  const { m, n, k, lanes, high, step, inPlace } = tile, perRow = laneCount(tile);
+  const { m, n, k, lanes, high, step } = tile, perRow = laneCount(tile);
   return Number.isInteger(high) && high > 0 && step % lcm(lcm(n, k), 8) === 0 && step % m === 0 &&
     Number.isInteger(perRow) && (perRow & (perRow - 1)) === 0 && perRow <= lanes && (step / 8) % perRow === 0 &&
-    (!inPlace || narrowStart(tile) + step / 8 <= scratchStride(tile));
+    (isBeside(tile) || perRow === 1 || (perRow === 2 && step === 16));
 }
 
 /** The left operand of the scores on its way through the place of the right one, `step` rows at a time. */
-export function leftStaged({ m, high, step }: MatrixTile, { name, size }: Staged): Staged {
+export function leftStaged({ m, high, step }: MatrixTile, staged: Staged): Staged {
   let rows = high * m;
   while (rows > step) rows /= 2;
-  return { name, rows, size };
+  return { ...staged, rows };
 }
 
 /** The types of matrices. */
@@ -95,12 +95,15 @@ export function matrixTypes({ m, n, k }: MatrixTile): { left: string; right: str
   };
 }
 
-/** Declares the place of a thread: its subgroup `sg`, its `lane`, its `row` and the one in the subgroup, its `part` of it. */
+/**
+ * Declares the place of a thread: its subgroup `sg` from above and, where two are abreast, `side`; its `lane`; its `row` and
+ * the one in the subgroup, and its `part` of it.
+ */
 export function placeText(tile: MatrixTile): string {
-  const { lanes, high, m } = tile, perRow = laneCount(tile);
+  const { lanes, abreast, high, m } = tile, all = abreast * lanes, rows = high * m;
   return [
-    `let sg = li / ${lanes}u; let lane = li % ${lanes}u;`,
-    `let rowIn = lane / ${perRow}u; let row = sg * ${high * m}u + rowIn; let part = lane % ${perRow}u;`,
+    `let sg = li / ${all}u; let lane = li % ${lanes}u;${abreast === 2 ? ` let side = li / ${lanes}u % 2u;` : ""}`,
+    `let rowIn = li % ${rows}u; let row = sg * ${rows}u + rowIn; let part = li % ${all}u / ${rows}u;`,
   ].join("\n");
 }
 
@@ -110,15 +113,17 @@ export interface Staged {
   readonly rows: number;
   /** Elements of a row, whole matrices. */
   readonly size: number;
+  /** The places of the left and the right half of its columns, where they are apart; the argument is 0 or 1 in WGSL. */
+  readonly half?: (i: string) => string;
 }
 
-function strideOf({ size }: Staged): number {
-  return (size / 8) | 1;
+function strideOf({ size, half }: Pick<Staged, "size" | "half">): number {
+  return (size / (half === undefined ? 8 : 16)) | 1;
 }
 
-/** Bytes that it takes. */
-export function stagedBytes({ rows, size }: Staged): number {
-  return rows * strideOf({ name: "", rows, size }) * 16;
+/** Bytes that it takes, or half of it where halves are apart. */
+export function stagedBytes(staged: Pick<Staged, "rows" | "size" | "half">): number {
+  return staged.rows * strideOf(staged) * 16;
 }
 
 /** Declares it. */
@@ -169,7 +174,9 @@ export function transfer(tile: MatrixTile, source: MatrixSource, staged: Staged,
     store: each(loads, (i) => {
       const { row, d, partial } = place(i);
       const value = source.wide ? `${source.name}_narrow(${id}${i})` : `${id}${i}`;
-      const text = `${staged.name}[${row} * ${stride}u + ${d}] = ${value};`;
+      const text = staged.half === undefined
+        ? `${staged.name}[${row} * ${stride}u + ${d}] = ${value};`
+        : `${staged.half(`${d} / ${d8 / 2}u`)}[${row} * ${stride}u + ${d} % ${d8 / 2}u] = ${value};`;
       return partial ? `if (li + ${i * all}u < ${count}u) { ${text} }` : text;
     }).join("\n"),
   };
@@ -183,8 +190,9 @@ export function stagedLoad(
   row: number,
   column: number,
 ): string {
-  const stride = strideOf(staged);
-  return `subgroupMatrixLoad<${type}, ${major}>(&${staged.name}, ${row * stride + column / 8}u, ${stride}u)`;
+  const stride = strideOf(staged), { name, size, half } = staged, right = half !== undefined && column >= size / 2;
+  const place = half?.(right ? "1" : "0") ?? name, at = row * stride + (column - (right ? size / 2 : 0)) / 8;
+  return `subgroupMatrixLoad<${type}, ${major}>(&${place}, ${at}u, ${stride}u)`;
 }
 
 /** Vec4f from row to row of scratch: f32 rows, one piece a subgroup, for scores on their way to the lanes and results out. */
@@ -197,10 +205,10 @@ export function scratchBytes(tile: MatrixTile): number {
   return matrixRows(tile) * scratchStride(tile) * 16;
 }
 
-/** Declares the pieces. */
-export function scratchMemory(tile: MatrixTile, name: string): string {
-  const { down, high, m } = tile;
-  return `var<workgroup> ${name}: array<array<vec4f, ${high * m * scratchStride(tile)}>, ${down}>;`;
+/** Declares the pieces, or `sets` of them. */
+export function scratchMemory(tile: MatrixTile, name: string, sets = 1): string {
+  const { down, high, m } = tile, pieces = `array<array<vec4f, ${high * m * scratchStride(tile)}>, ${down}>`;
+  return `var<workgroup> ${name}: ${sets === 1 ? pieces : `array<${pieces}, ${sets}>`};`;
 }
 
 /** Stores the subgroup's matrix that is `r`-th from above and `c`-th from the left into its piece. */
@@ -209,29 +217,19 @@ function scratchStore(tile: MatrixTile, name: string, r: number, c: number, valu
   return `subgroupMatrixStore<row_major>(&${name}[sg], ${at}u, ${value}, ${stride}u);`;
 }
 
-/** Where a row of 16-bit scores in place begins: over its scores when one lane owns the row, beside them otherwise. */
+/** Whether 16-bit scores lie in the pad, beside those that they come from: the next step's may then be stored at once. */
+export function isBeside({ step, pad }: MatrixTile): boolean {
+  return pad >= step / 8;
+}
+
+/** Where a row of 16-bit scores begins. Of two lanes over 16 scores, each has one of vec4f 1 and 2 among its own four. */
 function narrowStart(tile: MatrixTile): number {
-  return tile.inPlace && laneCount(tile) > 1 ? tile.step / 4 : 0;
-}
-
-function narrowStride(tile: MatrixTile): number {
-  return tile.inPlace ? scratchStride(tile) : (tile.step / 8) | 1;
-}
-
-/** Bytes of all subgroups' pieces of 16-bit scores. */
-export function narrowBytes(tile: MatrixTile): number {
-  return tile.inPlace ? 0 : matrixRows(tile) * narrowStride(tile) * 16;
-}
-
-/** Declares the pieces; scores in place have those of scratch. */
-export function narrowMemory(tile: MatrixTile, name: string): string {
-  if (tile.inPlace) return "";
-  return `var<workgroup> ${name}: array<array<vec4u, ${tile.high * tile.m * narrowStride(tile)}>, ${tile.down}>;`;
+  return isBeside(tile) ? tile.step / 4 : laneCount(tile) - 1;
 }
 
 /** Loads the subgroup's matrix of 16-bit scores that is `r`-th from above, columns from `column` on. */
 function narrowLoad(tile: MatrixTile, name: string, r: number, column: number): string {
-  const stride = narrowStride(tile), at = r * tile.m * stride + narrowStart(tile) + column / 8;
+  const stride = scratchStride(tile), at = r * tile.m * stride + narrowStart(tile) + column / 8;
   return `subgroupMatrixLoad<${matrixTypes(tile).left}, row_major>(&${name}[sg], ${at}u, ${stride}u)`;
 }
 
@@ -261,8 +259,8 @@ export function unitsOf(tile: MatrixTile): Unit[] {
       column: `${unit} * 8u`,
       read: (name, half) => `${name}[sg][rowIn * ${scratchStride(tile)}u + ${unit} * 2u + ${half}u]`,
       write: (name, value) => {
-        const at = `rowIn * ${narrowStride(tile)}u + ${narrowStart(tile)}u + ${unit}`;
-        return `${name}[sg][${at}] = ${tile.inPlace ? `bitcast<vec4f>(${value})` : value};`;
+        const at = `rowIn * ${scratchStride(tile)}u + ${narrowStart(tile)}u + ${unit}`;
+        return `${name}[sg][${at}] = bitcast<vec4f>(${value});`;
       },
     };
   });
@@ -270,7 +268,10 @@ export function unitsOf(tile: MatrixTile): Unit[] {
 
 /** Statements that join a lane's value with those of the other lanes of its row. */
 export function joinRow(tile: MatrixTile, name: string, join: (a: string, b: string) => string): string {
-  return each(Math.log2(laneCount(tile)), (i) => `${name} = ${join(name, `subgroupShuffleXor(${name}, ${1 << i}u)`)};`)
+  return each(
+    Math.log2(laneCount(tile)),
+    (i) => `${name} = ${join(name, `subgroupShuffleXor(${name}, ${tile.high * tile.m << i}u)`)};`,
+  )
     .join(" ");
 }
 
@@ -351,11 +352,26 @@ export function passResults(
   }).join("\n");
 }
 
+/** Declares the matrices that `leftText` fills. */
+export function leftMatrices({ high, k, ...tile }: MatrixTile, size: number, to: string): string {
+  const { left } = matrixTypes({ high, k, ...tile });
+  return each(high, (r) => each(size / k, (d) => `var ${to}${r}_${d}: ${left};`).join(" ")).join("\n");
+}
+
 /**
  * Text that brings a subgroup's rows of a source into matrices `${to}r_d`, through the place of a staged operand, which
  * nobody may be using; it is free again afterwards.
+ *
+ * @param side of two subgroups abreast, the one whose rows these are
  */
-export function leftText(tile: MatrixTile, source: MatrixSource, staged: Staged, first: string, to: string): string {
+export function leftText(
+  tile: MatrixTile,
+  source: MatrixSource,
+  staged: Staged,
+  first: string,
+  to: string,
+  side?: 0 | 1,
+): string {
   const left = leftStaged(tile, staged), { high, m, k } = tile, { left: type } = matrixTypes(tile);
   const perGroup = high * m / left.rows;
   const rounds = Array.from({ length: matrixRows(tile) / left.rows }, (_, z) => {
@@ -366,17 +382,11 @@ export function leftText(tile: MatrixTile, source: MatrixSource, staged: Staged,
       before: `${take.declare} ${take.load(`${first} + ${z * left.rows}u`)}`,
       text: `${take.store}
     workgroupBarrier();
-    if (sg == ${Math.floor(z / perGroup)}u) {
+    if (sg == ${Math.floor(z / perGroup)}u${side === undefined ? "" : ` && side == ${side}u`}) {
       ${each(left.rows / m, (r) => each(staged.size / k, (d) => load(r, d)).join("\n")).join("\n")}
     }
     workgroupBarrier();`,
     };
   });
-  return [
-    ...each(high, (r) => each(staged.size / k, (d) => `var ${to}${r}_${d}: ${type};`).join(" ")),
-    "{",
-    ...rounds.map(({ before }) => before),
-    ...rounds.map(({ text }) => text),
-    "}",
-  ].join("\n");
+  return ["{", ...rounds.map(({ before }) => before), ...rounds.map(({ text }) => text), "}"].join("\n");
 }

@@ -14,11 +14,14 @@ import {
 } from "./attention_matrix_tiles.ts";
 
 const tiles: MatrixTile[] = [
-  { m: 16, n: 8, k: 16, lanes: 32, down: 4, high: 2, step: 16, pad: 1, inPlace: true },
-  { m: 16, n: 16, k: 16, lanes: 32, down: 4, high: 1, step: 16, pad: 2, inPlace: true },
-  { m: 16, n: 16, k: 16, lanes: 32, down: 2, high: 1, step: 32, pad: 1, inPlace: false },
-  { m: 8, n: 8, k: 8, lanes: 8, down: 2, high: 1, step: 8, pad: 1, inPlace: true },
-  { m: 8, n: 8, k: 8, lanes: 32, down: 4, high: 4, step: 16, pad: 1, inPlace: true },
+  { m: 16, n: 8, k: 16, lanes: 32, down: 4, abreast: 1, high: 2, step: 16, pad: 1 },
+  { m: 16, n: 8, k: 16, lanes: 32, down: 4, abreast: 1, high: 2, step: 16, pad: 3 },
+  { m: 16, n: 16, k: 16, lanes: 32, down: 4, abreast: 1, high: 1, step: 16, pad: 1 },
+  { m: 16, n: 16, k: 16, lanes: 32, down: 2, abreast: 1, high: 1, step: 32, pad: 5 },
+  { m: 16, n: 8, k: 16, lanes: 32, down: 2, abreast: 2, high: 2, step: 16, pad: 1 },
+  { m: 8, n: 8, k: 8, lanes: 8, down: 2, abreast: 1, high: 1, step: 8, pad: 1 },
+  { m: 8, n: 8, k: 8, lanes: 8, down: 1, abreast: 2, high: 2, step: 8, pad: 1 },
+  { m: 8, n: 8, k: 8, lanes: 32, down: 4, abreast: 1, high: 4, step: 16, pad: 1 },
 ];
 
 Deno.test("the lanes of a row own each of its scores once", () => {
@@ -36,8 +39,8 @@ Deno.test("the lanes of a row own each of its scores once", () => {
   }
 });
 
-Deno.test("16-bit scores in place lie where no other lane reads", () => {
-  for (const tile of tiles.filter(({ inPlace }) => inPlace)) {
+Deno.test("16-bit scores lie where no other lane reads", () => {
+  for (const tile of tiles) {
     for (const { read, write } of unitsOf(tile)) {
       const at = (text: string, part: number): number =>
         Number(
@@ -57,7 +60,7 @@ Deno.test("16-bit scores in place lie where no other lane reads", () => {
 
 Deno.test("isMatrixTile() refuses what does not come out even", () => {
   const [tile] = tiles;
-  for (const changes of [{ high: 4 }, { high: 1.5 }, { step: 24 }, { step: 8 }, { high: 1, pad: 1 }]) {
+  for (const changes of [{ high: 4 }, { high: 1.5 }, { step: 24 }, { step: 8 }, { high: 1, step: 32 }]) {
     assert.equal(isMatrixTile({ ...tile, ...changes }), false, JSON.stringify(changes));
   }
 });
@@ -80,5 +83,6 @@ Deno.test("every matrix load of a product lies inside its operand, by constants 
       assert.ok(leftStaged(tile, staged).rows <= step);
     }
     assert.match(scratchMemory(tile, "s"), new RegExp(`, ${tile.down}>;$`));
+    assert.match(scratchMemory(tile, "s", 2), new RegExp(`, ${tile.down}>, 2>;$`));
   }
 });
