@@ -1,5 +1,6 @@
 /** Adapters and devices: what one can do, probed rather than believed. */
 import type { Capabilities } from "../tensor/backend.ts";
+import { encode } from "../tensor/dtype.ts";
 import { UnsupportedError } from "../tensor/errors.ts";
 
 /** Which WGSL a compiler takes: some want `enable` lines for features, naga refuses one of them. */
@@ -73,32 +74,68 @@ async function compiles(device: GPUDevice, code: string): Promise<boolean> {
   return await device.popErrorScope() === null;
 }
 
-/** Runs a kernel that writes the subgroup size, rather than trusting the adapter's range. */
-async function measureSubgroup(device: GPUDevice, enable: string): Promise<number> {
-  const code = `${enable}
-@group(0) @binding(0) var<storage, read_write> y: array<u32>;
-@compute @workgroup_size(64) fn main(@builtin(subgroup_size) size: u32, @builtin(local_invocation_index) i: u32) {
-  let lanes = subgroupAdd(1u);
-  if (i == 0u) { y[0] = size; y[1] = lanes; }
-}`;
-  const module = device.createShaderModule({ code });
+/** What a kernel of one workgroup writes to `y`, u32, from `x`; without bindings of its own. */
+async function probe(
+  device: GPUDevice,
+  code: string,
+  x: Uint32Array<ArrayBuffer>,
+  length: number,
+): Promise<Uint32Array> {
+  const module = device.createShaderModule({
+    code: `${code}
+@group(0) @binding(0) var<storage, read> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;`,
+  });
   const pipeline = device.createComputePipeline({ layout: "auto", compute: { module, entryPoint: "main" } });
-  const buffer = device.createBuffer({ size: 8, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC });
-  const staging = device.createBuffer({ size: 8, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
-  const entries = [{ binding: 0, resource: { buffer } }];
+  const { STORAGE, COPY_SRC, COPY_DST, MAP_READ } = GPUBufferUsage;
+  const input = device.createBuffer({ size: x.byteLength, usage: STORAGE | COPY_DST });
+  const output = device.createBuffer({ size: 4 * length, usage: STORAGE | COPY_SRC });
+  const staging = device.createBuffer({ size: 4 * length, usage: MAP_READ | COPY_DST });
+  device.queue.writeBuffer(input, 0, x);
+  const entries = [input, output].map((buffer, binding) => ({ binding, resource: { buffer } }));
   const encoder = device.createCommandEncoder();
   const pass = encoder.beginComputePass();
   pass.setPipeline(pipeline);
   pass.setBindGroup(0, device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries }));
   pass.dispatchWorkgroups(1);
   pass.end();
-  encoder.copyBufferToBuffer(buffer, 0, staging, 0, 8);
+  encoder.copyBufferToBuffer(output, 0, staging, 0, 4 * length);
   device.queue.submit([encoder.finish()]);
   await staging.mapAsync(GPUMapMode.READ);
-  const [size, lanes] = new Uint32Array(staging.getMappedRange().slice(0));
-  staging.destroy();
-  buffer.destroy();
+  const found = new Uint32Array(staging.getMappedRange().slice(0));
+  for (const buffer of [input, output, staging]) buffer.destroy();
+  return found;
+}
+
+/** The subgroup size as a kernel sees it, rather than the adapter's range. */
+async function measureSubgroup(device: GPUDevice, enable: string): Promise<number> {
+  const code = `${enable}
+@compute @workgroup_size(64) fn main(@builtin(subgroup_size) size: u32, @builtin(local_invocation_index) i: u32) {
+  let lanes = subgroupAdd(1u);
+  if (i == x[0]) { y[0] = size; y[1] = lanes; }
+}`;
+  const [size, lanes] = await probe(device, code, new Uint32Array(1), 2);
   return size === lanes && (size & (size - 1)) === 0 ? size : 0;
+}
+
+/** Whether conversions to f16 do what `roundingFunctions` does: ties, steps between them, both ends of the range, NaN. */
+async function roundsF16(device: GPUDevice): Promise<boolean> {
+  const values = [NaN, Infinity, 0, 65504, 65519.996, 65520, 1e30];
+  for (const e of [-26, -25, -24, -20, -15, -14, -1, 0, 9, 15]) {
+    for (const n of [0.5, 1.5, 2.5, 511.5, 1022.5]) {
+      for (const off of [-(2 ** -20), 0, 2 ** -20]) values.push((1 + n * 2 ** -10) * (1 + off) * 2 ** e);
+    }
+  }
+  const x = Float32Array.from(values.flatMap((v) => [v, -v]));
+  const want = new Uint16Array(encode("f16", x).buffer);
+  const code = `enable f16;
+@compute @workgroup_size(64) fn main(@builtin(local_invocation_index) li: u32) {
+  for (var i = li; i < ${values.length}u; i += 64u) {
+    y[i] = bitcast<u32>(vec2<f16>(bitcast<vec2f>(vec2u(x[2u * i], x[2u * i + 1u]))));
+  }
+}`;
+  const got = new Uint16Array((await probe(device, code, new Uint32Array(x.buffer), values.length)).buffer);
+  return want.every((bits, i) => bits === got[i] || (Number.isNaN(x[i]) && (got[i] & 0x7fff) > 0x7c00));
 }
 
 interface MatrixConfig {
@@ -141,7 +178,7 @@ export async function open(gpu: GPU | undefined = globalThis.navigator?.gpu): Pr
   const matrices = features.has("chromium-experimental-subgroup-matrix")
     ? (adapter.info as { subgroupMatrixConfigs?: Iterable<MatrixConfig> }).subgroupMatrixConfigs ?? []
     : [];
-  const { limits } = device;
+  const configs = [...matrices], { limits } = device;
   return {
     gpu,
     device,
@@ -155,9 +192,10 @@ export async function open(gpu: GPU | undefined = globalThis.navigator?.gpu): Pr
     },
     capabilities: {
       f16,
+      roundsF16: f16 && configs.length > 0 && await roundsF16(device),
       subgroups: subgroupSize > 0,
       subgroupSize,
-      subgroupMatrix: [...matrices].map(({ M, N, K, componentType, resultComponentType }) => ({
+      subgroupMatrix: configs.map(({ M, N, K, componentType, resultComponentType }) => ({
         m: M,
         n: N,
         k: K,

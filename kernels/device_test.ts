@@ -32,6 +32,7 @@ Deno.test("open() measures what a device can do, and asks for all of its limits"
   assert.equal(maxInvocations, limits.maxComputeInvocationsPerWorkgroup);
   assert.equal(maxWorkgroups, limits.maxComputeWorkgroupsPerDimension);
   for (const { m, n, k, ab, acc } of capabilities.subgroupMatrix) assert(m * n * k > 0 && ab.length * acc.length > 0);
+  assert(capabilities.f16 && capabilities.subgroupMatrix.length > 0 || !capabilities.roundsF16);
   assert.notEqual(description.trim(), "");
   device.destroy();
 });

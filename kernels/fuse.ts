@@ -134,7 +134,7 @@ class Group {
     }
     packed.delete(output); // whose functions the kernel has already
     const parameters = this.inputs.map(({ dtype }, i) => `x${i}: ${computeType(dtype)}`).join(", ");
-    const helpers = `${[...packed].map(roundingFunctions).join("")}
+    const helpers = `${[...packed].map((dtype) => roundingFunctions(dtype)).join("")}
 fn fused(${parameters}) -> ${computeType(output)} {
   ${lines.join("\n  ")}
 }`;

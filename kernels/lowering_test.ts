@@ -18,6 +18,7 @@ function noted(): { call: Pick<Lowering<unknown>, "dispatch" | "capabilities">; 
   const dispatches: Dispatch[] = [];
   const capabilities = {
     f16: false,
+    roundsF16: false,
     subgroups: false,
     subgroupSize: 0,
     subgroupMatrix: [],

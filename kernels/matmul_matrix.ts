@@ -12,8 +12,8 @@
  * Nothing but the store knows ragged edges of m and n: loads repeat the last row. What is not f16 in whole vectors of eight
  * is packed first (matmul_matrix_pack.ts).
  *
- * Floor at 4096³: 137 GFLOP at the units' 508 TFLOP/s (this loop without loads, stores and barriers), 0.27 ms. cuBLAS 685,
- * by instructions that WGSL does not reach. H200, Dawn, TFLOP/s at 4096³, NN, f16 out; the same with robustness but for v1:
+ * Floor at 4096³: 137 GFLOP at 620 TFLOP/s, which these matrices reach from registers, 0.22 ms. cuBLAS 685, by instructions
+ * that WGSL does not reach. H200, Dawn, TFLOP/s at 4096³, NN, f16 out; the same with robustness but for v1:
  *   v1  128x256x32, 64x64 a subgroup, loop by k < end                  262, with robustness 187
  *       128x128x32: 262 / 215    64x128, 128x64 and 64x64 a workgroup: 115 to 180 / the same or less
  *   v2  the loop's length is known to the compiler: Dawn counts every other loop, and a second exit costs as much
@@ -24,17 +24,23 @@
  *       two (bk 16: 236); stored before them, loads two steps ahead: 64, 179 (bk 16: 254, 128x256x16: 235)
  *       loads issued after half of the products: 271
  *   v3  rows of slices stored in an order in which eight lanes meet eight banks              286   (NT 270)
- *       bands of 1 to 66 rows of tiles: 284 to 290; 4 is best                                290, 8192³ 302   ◀ this file
+ *       bands of 1 to 66 rows of tiles: 284 to 290; 4 is best                                290, 8192³ 302
+ *   v4  f16 rounded without branches, on another day v3 283 / 208 with K 1024:           300, K 1024 245
+ *       by the device, where it was found to round as we do                               305, K 1024 262
+ *       loads before the barrier                                                          308, TN 322, NT 287   ◀ this file
+ *       96x128 by 48x64, three workgroups: 248    128x160 264, 160x128 247 (TN 268)    256x128 281 (TN 307), 128x256 282
+ *       loads two steps ahead, 32 registers more: 291    both sides' matrices before their products: 309    all of a step: 298
+ *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
+ *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
  *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
- *   here, do as well as the whole length baked in (287). All of this was timed with the stores unrolled; this file loops over
- *   them, and was not timed since.
+ *   here, do as well as the whole length baked in.
  *
- * What bounds v3, by leaving parts out: without global loads 370, without their stores into slices either 492, without
- * barriers too 508. Two workgroups of four subgroups seem to fit a multiprocessor and to fall into step, so that storing
- * slices and multiplying hardly overlap. More than 32 KiB of workgroup memory each costs a third, as if one stayed
- * resident, which rules out a second slice. With 128x256 the
- * units wait at barriers: 374 without loads and stores, 491 without barriers. To try next: operands packed in the order of
- * the units' registers, to load one side past workgroup memory; 96 results a lane, so that three workgroups fit.
+ * What bounds v4, by leaving parts out: without loads from storage 541, without their stores into slices either 549, without
+ * barriers too 587; without barriers alone 301; without the loads of A 383, of B 358. Loads that always hit the cache, since
+ * they repeat one address: 324, so that it is not the way to them but the path that they share with the loads of matrices
+ * and the stores into slices: at 128 bytes a clock these take 384 clocks a step, loads 256 more at the 64 bytes a clock that
+ * cached data comes at, of the step's 790. Larger tiles load less and leave one workgroup resident: workgroups share 48 KiB
+ * of a processor's memory, whatever they take (up to 16 KiB each three run, up to 24 two, beyond one).
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
@@ -90,6 +96,8 @@ export interface MatrixParts {
   /** Operands that come with exponents: a power of two a row of A, a column of B, by which C is multiplied. */
   readonly scaledA: boolean;
   readonly scaledB: boolean;
+  /** f16 is rounded by the device, which does it as we do. */
+  readonly deviceRounds: boolean;
   /** C is folded to what a loss needs of logits, and not stored. */
   readonly fold?: MatrixFold;
 }
@@ -163,12 +171,13 @@ export function stripColumns(tile: MatrixTile, parts: MatrixParts): number {
 /** The kernel of a tile. */
 export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB, fold } = parts;
+  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB, deviceRounds, fold } =
+    parts;
   const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
     `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_` +
     (fold ? `fold${fold.softcap ? "_cap" : ""}${fold.sum ? "_sum" : ""}` : `${letters[out]}${outVec}`) +
-    `${exactK ? "_exact" : ""}` +
-    `${inner > 1 ? `_i${inner}` : ""}${accumulate ? "_add" : ""}${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}`;
+    `${exactK ? "_exact" : ""}${inner > 1 ? `_i${inner}` : ""}${accumulate ? "_add" : ""}` +
+    `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}`;
   return kernel(name, {
     reads: {
       ...{ a: "vec4u", b: "vec4u" },
@@ -251,9 +260,9 @@ ${each(rows, (i) => `      c${i}_${j} = subgroupMatrixMultiplyAccumulate(a${i}, 
   const loop = buffers === 1
     ? wgsl`${head}
 ${save("")}
-    workgroupBarrier();
 ${ahead}
 ${load("next")}
+    workgroupBarrier();
 ${multiply("")}
     workgroupBarrier();
 ${tail}`
@@ -269,6 +278,11 @@ ${save("now")}
     workgroupBarrier();
 ${tail}`;
   const exponentsAt = ({ x, alongK }: Side) => `base_${x} / ${alongK ? `u.stride_${x}` : "u.k"}`;
+  // A lane's columns are the same in every row that it stores: their exponents are read once.
+  const exponents = (h: number, half: 0 | 1) =>
+    `let e_b${h}_${half} = vec4i(${
+      each(4, (j) => `scale_b[scales_b + min(n + ${h * strip.columns + 4 * half + j}u, u.n - 1u)]`).join(", ")
+    });`;
   const perRow = strip.columns / 8, atOnce = Math.min(unit.m, lanes / perRow);
   const at = ({ x, alongK, stride }: Side, i: string) => `let at_${x} = ${i}${alongK ? ` * ${stride}u` : " / 8u"};`;
   return wgsl`var<workgroup> slices: array<vec4u, ${Math.max(slice * buffers, strip.words)}>;
@@ -299,6 +313,13 @@ ${loop}
   let mine = subgroup * ${unit.m * strip.stride / 4}u;
   let r = lane / ${perRow}u; let source = mine + r * ${strip.stride / 4}u + lane % ${perRow}u * 2u;
   let m = first_a + row + r; let n = first_b + column + lane % ${perRow}u * 8u;
+${parts.scaledA ? `  let scales_a = ${exponentsAt(sides[0])};` : ""}${
+    parts.scaledB
+      ? `  let scales_b = ${exponentsAt(sides[1])};\n${
+        each(wn / strip.columns, (h) => `  ${exponents(h, 0)} ${exponents(h, 1)}`).join("\n")
+      }`
+      : ""
+  }
 ${
     each(rows, (i) =>
       each(wn / strip.columns, (h) =>
@@ -313,9 +334,9 @@ ${
     let word = source + p * ${atOnce * strip.stride / 4}u;
     store(${
           ["base_c", `m + ${i * unit.m}u + p * ${atOnce}u`, `n + ${h * strip.columns}u`].join(", ")
-        }, bitcast<vec4f>(slices[word]), bitcast<vec4f>(slices[word + 1u])${
-          parts.scaledA ? `, ${exponentsAt(sides[0])}` : ""
-        }${parts.scaledB ? `, ${exponentsAt(sides[1])}` : ""});
+        }, bitcast<vec4f>(slices[word]), bitcast<vec4f>(slices[word + 1u])${parts.scaledA ? ", scales_a" : ""}${
+          parts.scaledB ? `, e_b${h}_0, e_b${h}_1` : ""
+        });
   }
   workgroupBarrier();`).join("\n"))
   }
@@ -329,7 +350,10 @@ function typeOfC({ out, outVec }: MatrixParts): string {
 }
 
 /** `store(base, m, n, v, w)`: the eight columns of C from n on, as far as they exist, in row m. */
-function storer({ out, outVec, accumulate, scaledA, scaledB, fold }: MatrixParts, columns: number): string {
+function storer(
+  { out, outVec, accumulate, scaledA, scaledB, deviceRounds, fold }: MatrixParts,
+  columns: number,
+): string {
   const pair = (w: string) =>
     out === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
   const parts = ["low.x", "low.y", "low.z", "low.w", "high.x", "high.y", "high.z", "high.w"];
@@ -371,20 +395,22 @@ function storer({ out, outVec, accumulate, scaledA, scaledB, fold }: MatrixParts
     );
   }
   const scaled = scaledA || scaledB;
-  const exponent = (j: number) =>
-    [...scaledA ? ["ea"] : [], ...scaledB ? [`scale_b[first_b + min(n + ${j}u, u.n - 1u)]`] : []].join(" + ");
-  const four = (h: number) => `vec4i(${each(4, (j) => exponent(4 * h + j)).join(", ")})`;
-  const parameters = `base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", first_a: u32" : ""}${
-    scaledB ? ", first_b: u32" : ""
+  const exponent = (b: string) => [...scaledA ? ["vec4i(ea)"] : [], ...scaledB ? [b] : []].join(" + ");
+  const parameters = `base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", scales_a: u32" : ""}${
+    scaledB ? ", eb0: vec4i, eb1: vec4i" : ""
   }`;
-  const values = wgsl`${scaledA ? "let ea = scale_a[first_a + min(m, u.m - 1u)];" : ""}
-  ${scaled ? `let low = times(v, ${four(0)}); let high = times(w, ${four(1)});` : "let low = v; let high = w;"}`;
+  const values = wgsl`${scaledA ? "let ea = scale_a[scales_a + min(m, u.m - 1u)];" : ""}
+  ${
+    scaled
+      ? `let low = times(v, ${exponent("eb0")}); let high = times(w, ${exponent("eb1")});`
+      : "let low = v; let high = w;"
+  }`;
   const power = scaled
     ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
 fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
     : "";
   if (fold !== undefined) return `${power}\n${folder(fold, columns, parameters, values)}`;
-  return wgsl`${roundingFunctions(out)}
+  return wgsl`${roundingFunctions(out, deviceRounds)}
 ${power}
 fn store(${parameters}) {
   if (m >= u.m || n >= u.n) { return; }

@@ -184,6 +184,7 @@ const plain = {
   accumulate: false,
   scaledA: false,
   scaledB: false,
+  deviceRounds: false,
 } as const;
 
 /** Workgroups in a line, folded where a dispatch dimension ends. */
@@ -277,6 +278,7 @@ export function planMatrix(
     accumulate: accumulate && splits === 1,
     scaledA: problem.a.dtype !== "f16",
     scaledB: problem.b.dtype !== "f16",
+    deviceRounds: splits === 1 && out === "f16" && fold === undefined && (capabilities.roundsF16 ?? false),
     ...fold ? { fold } : {},
   };
   const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);

@@ -41,7 +41,8 @@ function* everyParts(): Generator<MatrixParts> {
                 1,
               ]] as const
             ) {
-              yield { transposedA, transposedB, exactK, accumulate, scaledA, scaledB: !scaledA, out, outVec, inner };
+              const layout = { transposedA, transposedB, exactK, accumulate, out, outVec, inner };
+              yield { ...layout, scaledA, scaledB: !scaledA, deviceRounds: out === "f16" && exactK };
             }
           }
         }

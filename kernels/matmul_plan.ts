@@ -56,6 +56,7 @@ export interface MatmulCapabilities {
   /** Lanes of a subgroup; at most 8 tells a processor that plays a GPU. */
   readonly subgroupSize: number;
   readonly f16?: boolean;
+  readonly roundsF16?: boolean;
   /** The shapes and types of matrix units; products of 16-bit numbers use those that sum in f32. */
   readonly subgroupMatrix?: Capabilities["subgroupMatrix"];
 }

@@ -75,8 +75,9 @@ export function stored(dtype: DType, value: string): string {
 /**
  * WGSL functions that pack with rounding to nearest even, overflow to infinity and NaN kept; `pack2x16float` leaves all
  * three to the driver.
+ * @param byDevice leaves f16 to the device, which was found to convert like that (`Capabilities.roundsF16`)
  */
-export function roundingFunctions(dtype: DType): string {
+export function roundingFunctions(dtype: DType, byDevice = false): string {
   if (dtype === "bf16") {
     return `
 fn ft_bf16(x: f32) -> u32 {
@@ -88,20 +89,20 @@ fn ft_pack_bf16(a: f32, b: f32) -> u32 { return ft_bf16(a) | (ft_bf16(b) << 16u)
   }
   if (dtype === "f16") {
     return `
-fn ft_f16(x: f32) -> u32 {
-  let bits = bitcast<u32>(x);
-  let sign = (bits >> 16u) & 0x8000u;
-  let magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) { return sign | 0x7e00u; }
-  if (magnitude >= 0x477ff000u) { return sign | 0x7c00u; }
-  if (magnitude >= 0x38800000u) { return sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13u) & 1u)) >> 13u); }
-  if (magnitude < 0x33000000u) { return sign; }
-  // Below 2^-14 the fraction shifts right, hidden one included: drop bits and round to even.
-  let drop = 126u - (magnitude >> 23u);
-  let fraction = (magnitude & 0x7fffffu) | 0x800000u;
-  return sign | ((fraction + (1u << (drop - 1u)) - 1u + ((fraction >> drop) & 1u)) >> drop);
+${
+      byDevice
+        ? `fn ft_pack_f16(a: f32, b: f32) -> u32 { return bitcast<u32>(vec2<f16>(vec2f(a, b))); }`
+        : `fn ft_halves(x: vec2f) -> vec2u {
+  let bits = bitcast<vec2u>(x); let magnitude = bits & vec2u(0x7fffffffu);
+  let normal = (magnitude - vec2u(0x37fff001u) + ((magnitude >> vec2u(13u)) & vec2u(1u))) >> vec2u(13u);
+  // Below 2^-14 the last place is 2^-24, as it is of numbers from 0.5 on: the sum with 0.5 rounds there.
+  let small = bitcast<vec2u>(bitcast<vec2f>(magnitude) + 0.5f) - vec2u(0x3f000000u);
+  let finite = min(select(small, normal, magnitude >= vec2u(0x38800000u)), vec2u(0x7c00u));
+  return ((bits >> vec2u(16u)) & vec2u(0x8000u)) | select(finite, vec2u(0x7e00u), magnitude > vec2u(0x7f800000u));
 }
-fn ft_pack_f16(a: f32, b: f32) -> u32 { return ft_f16(a) | (ft_f16(b) << 16u); }`;
+fn ft_pack_f16(a: f32, b: f32) -> u32 { let h = ft_halves(vec2f(a, b)); return h.x | (h.y << 16u); }`
+    }
+fn ft_f16(x: f32) -> u32 { return ft_pack_f16(x, 0.0f); }`;
   }
   return "";
 }

@@ -8,6 +8,11 @@ import type { Storage, Tensor } from "./tensor.ts";
 export interface Capabilities {
   /** Whether kernels may multiply in f16. Storage in f16 needs no feature. */
   readonly f16: boolean;
+  /**
+   * Whether the device's own conversions to f16 round to nearest even, overflow to infinity and keep NaN, as WGSL does not
+   * ask of them. Tried where there are matrix units, whose kernels leave rounding to them then; false elsewhere.
+   */
+  readonly roundsF16: boolean;
   /** Whether kernels may use subgroup operations. */
   readonly subgroups: boolean;
   /** Lanes of a subgroup; 0 without subgroups. */

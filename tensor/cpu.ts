@@ -15,6 +15,7 @@ import { type Storage, storageOf, type Tensor } from "./tensor.ts";
 
 const capabilities: Capabilities = {
   f16: false,
+  roundsF16: false,
   subgroups: false,
   subgroupSize: 0,
   subgroupMatrix: [],
