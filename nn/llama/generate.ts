@@ -143,7 +143,9 @@ export async function* generate(
       const count = queued - taken;
       const reading = readNow(state!.ids, length + taken, length + queued);
       const waits = reading instanceof Promise;
-      if (waits) queueMore(chunk);
+      // The host sees what it waits for after it has queued what comes behind: little behind the first token, then ever more,
+      // so that the device has more to do than the host has waited for.
+      if (waits) queueMore(Math.min(chunk, 2 * count));
       const drawn = await reading, now = performance.now();
       // The first tokens tell nothing: kernels are being compiled.
       if (taken > 1) paces.set(params, (now - since) / count);

@@ -200,6 +200,16 @@ Deno.test("where no runtime can wait for the device, reads go on beside the step
     const stopped = await all(model, { ...options, stop: row[4] });
     assert.deepEqual(stopped.tokens[0].slice(0, end), row.slice(0, end));
     assert.ok(stopped.tokens[0].slice(end).every((id) => id === 0));
+    // Nothing but a few tokens is queued behind the first one before it is waited for, then more and more.
+    const counts: number[] = [], read = slow.read;
+    slow.read = (storage, layout, dtype) => {
+      counts.push(layout.shape[1]);
+      return read.call(slow, storage, layout, dtype);
+    };
+    assert.deepEqual(await all(model, options), want);
+    assert.equal(counts.reduce((a, b) => a + b), 12);
+    assert.deepEqual(counts.slice(0, 1), [1]);
+    counts.reduce((before, count) => (assert.ok(count <= 2 * before, `${counts}`), count));
     dispose(model.params);
   } finally {
     setBackend(backends[0]);
