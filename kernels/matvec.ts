@@ -1,6 +1,7 @@
 /**
- * Linear layers over few rows: y = norm(x)·Wᵀ for one to eight rows of x, several weights in one dispatch, gated or not, plus
- * a residual. What counts is that the weights come in at the speed of memory.
+ * Linear layers over few rows: y = norm(x)·Wᵀ, several weights in one dispatch, gated or not, plus a residual. What counts is
+ * that the weights come in at the speed of memory. A workgroup has up to eight rows of x; those with the others and the same
+ * rows of W are its neighbours, so that W comes from memory once.
  *
  *   team of lanes ──▶ `rows` rows of W, 16 bytes a lane and load, `unroll` loads under way
  *                     Σ w·x, and beside it Σ x² for the norm: a row's scale factors out of its products,
@@ -38,7 +39,7 @@ export interface MatvecTile {
 
 /** What is computed. */
 export interface MatvecParts {
-  /** Rows of x: 1, 2, 4 or 8, of which the last may be missing. */
+  /** Rows of x that a workgroup has: 1, 2, 4 or 8, of which the last ones may be missing. */
   readonly m: number;
   readonly weights: number;
   readonly dtype: MatmulDType;
@@ -145,7 +146,7 @@ function body(tile: MatvecTile, parts: MatvecParts, ids: readonly string[]): str
     const value = gated
       ? `let gate = g${r}_${i}${scale(i)}; let value = gate * ft_sigmoid(gate) * (${s});`
       : `let value = ${s};`;
-    return `if (${i}u < u.m && row + ${r}u < u.n) { ${value} let at = ${i}u * u.n + row + ${r}u;
+    return `if (begin + ${i}u < u.m && row + ${r}u < u.n) { ${value} let at = (begin + ${i}u) * u.n + row + ${r}u;
       y[at] = value${residual ? " + residual[u.residual + at]" : ""}; }`;
   };
   const shuffles = subgroup === 0
@@ -172,8 +173,8 @@ ${partsOfTeam === 1 ? "" : `var<workgroup> part: array<array<f32, ${teams * part
 @compute @workgroup_size(${lanes * teams})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
   let lane = li % ${lanes}u; let team = li / ${lanes}u;
-  let row = ((wid.y * u.groups + wid.x) * ${teams}u + team) * ${rows}u;
-  ${each(m, (i) => `let x${i} = u.x + min(${i}u, u.m - 1u) * ${halves}u * u.loads;`).join(" ")}
+  let row = ((wid.z * u.groups + wid.y) * ${teams}u + team) * ${rows}u; let begin = wid.x * ${m}u;
+  ${each(m, (i) => `let x${i} = u.x + min(begin + ${i}u, u.m - 1u) * ${halves}u * u.loads;`).join(" ")}
   ${all.map((s) => `var ${s} = 0.0f;`).join(" ")}
   ${work}
   ${shuffles}

@@ -49,7 +49,7 @@ async function both(tile: MatvecTile, parts: MatvecParts, k: number, sections: n
     ...Object.fromEntries(sections.flatMap((n, i) => [[`n_w${i}`, n], [`o_w${i}`, 0]])),
   };
   const uniforms = { m: rows, n, loads: k / width, groups, eps: 1e-3, inverse: 1 / k, ...at };
-  queue.dispatch(pipelines, matvec(tile, parts), buffers, uniforms, [groups, 1, 1]);
+  queue.dispatch(pipelines, matvec(tile, parts), buffers, uniforms, [Math.ceil(rows / parts.m), groups, 1]);
   queue.flush();
   const got = new Float32Array((await readback.read(y.buffer, 0, rows * n * 4)).buffer);
   const want = Array.from({ length: rows }, (_, i) => {
@@ -93,6 +93,8 @@ Deno.test("every way to spread rows over threads gives the product, tails and al
       Math.max(1, m - 1),
     );
     assertClose(three.got, three.want, { rtol: 1e-5, atol: 1e-4 });
+    const more = await both(tile, { ...plain, dtype, m, norm: dtype, residual: true }, 72, [23], 3 * m - m / 2 | 0);
+    assertClose(more.got, more.want, { rtol: 1e-5, atol: 1e-4 });
     const gate = await both(tile, { ...plain, dtype, m, weights: 2, norm: "f32", gated: true }, 264, [23, 23], m);
     assertClose(gate.got, gate.want, { rtol: 1e-4, atol: 1e-4 });
   }

@@ -10,8 +10,10 @@ import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
 import { place } from "./movement.ts";
 import { lowerRmsNorm } from "./norm.ts";
 
-/** Rows up to which weights are streamed. */
-const fewRows = 8;
+/** Rows up to which weights are streamed: for more, packing them for matrix units, or tiles in workgroup memory, pay. */
+const fewRows = 32;
+/** Rows that a workgroup streams weights for. */
+const rowsTogether = 8;
 
 /** The same elements as a matrix of rows. */
 function matrix(x: View): View {
@@ -30,7 +32,7 @@ export function lowerProject(call: Lowering<ProjectParams>): void {
   }
   const dense = weights.map((w) => call.dense(w, width)), scale = norm && call.dense(norm);
   const added = residual && call.dense(residual, 1);
-  const sections = dense.map((w) => w.shape[0]), m = 2 ** Math.ceil(Math.log2(rows));
+  const sections = dense.map((w) => w.shape[0]), m = Math.min(rowsTogether, 2 ** Math.ceil(Math.log2(rows)));
   const parts = {
     ...{ m, weights: dense.length, dtype, gated, residual: added !== undefined },
     norm: scale === undefined ? null : scale.dtype as MatmulDType,
@@ -49,7 +51,11 @@ export function lowerProject(call: Lowering<ProjectParams>): void {
   });
   const views = [x, ...(scale ? [scale] : []), ...dense, ...(added ? [added] : []), y];
   const flops = 2 * rows * k * sections.reduce((a, b) => a + b, 0);
-  call.dispatch(matvec(tile, parts), views, uniforms, [across, Math.ceil(groups / across), 1], { flops });
+  call.dispatch(matvec(tile, parts), views, uniforms, [
+    Math.ceil(rows / m),
+    across,
+    Math.ceil(groups / across),
+  ], { flops });
 }
 
 function many(

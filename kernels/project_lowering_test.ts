@@ -12,9 +12,9 @@ import { webgpu } from "./webgpu.ts";
 
 const backends = [cpu(), await needAdapter(webgpu())];
 
-Deno.test("one dispatch for up to eight rows, and the same result for more", async () => {
+Deno.test("one dispatch for up to 32 rows, and the same result for more", async () => {
   const draw = (seed: number, shape: number[]) => randn(key(seed, { backend: backends[0] }), shape);
-  for (const [rows, dispatches] of [[8, 1], [9, undefined]] as const) {
+  for (const [rows, dispatches] of [[8, 1], [9, 1], [32, 1], [33, undefined]] as const) {
     const host = [draw(1, [rows, 64]), draw(2, [64]), draw(3, [24, 64]), draw(4, [24, 64]), draw(5, [rows, 24])];
     const f = (x: Tensor, weight: Tensor, gate: Tensor, up: Tensor, residual: Tensor) =>
       project(x, [gate, up], { norm: { weight, eps: 1e-5 }, gated: true, residual });

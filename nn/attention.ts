@@ -132,7 +132,7 @@ export function multiHeadAttention(
 }
 
 /** Tokens in a call up to which it is a step of decoding. */
-export const fewTokens = 8;
+export const fewTokens = 32;
 
 /**
  * What stands before the last layer of attention over norm(x), in ops that have no derivative.

@@ -121,7 +121,7 @@ export interface ProjectOptions {
 
 /**
  * Linear layers without a derivative, for running models: 16-bit weights are read as they are by f32 inputs, and few rows
- * stream them at the speed of memory. More than eight rows go through matrix units where a device has some, which take
+ * stream them at the speed of memory. More than 32 rows go through matrix units where a device has some, which take
  * eleven digits of what 16-bit weights multiply: those of f16, in a range of its own for each row.
  *
  * @param x f32 `[…, K]`
