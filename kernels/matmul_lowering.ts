@@ -92,12 +92,55 @@ export function multiply(
   });
 }
 
+/** Operands that one dispatch packs: with what it writes they are as many buffers as every device binds at once. */
+const mostOperands = 4;
+
+/**
+ * y = x · [W₁; W₂; …]ᵀ, the products with several weights side by side: their rows are packed for matrix units as those of one
+ * weight. Null where they would not be packed, or what holds them would be more than a binding: nothing has been done then.
+ *
+ * @param target gives y, `[rows of x, rows of all weights]`
+ */
+export function multiplyJoined(
+  call: Multiplying,
+  x: View,
+  weights: readonly View[],
+  target: (shape: Shape) => View,
+): View | null {
+  const [m, k] = x.shape, n = weights.reduce((sum, w) => sum + w.shape[0], 0);
+  const { capabilities } = call, [first, ...others] = weights;
+  const placed = (w: View) => ({ rows: w.shape[0], offset: w.offset, stride: w.strides[0] });
+  if (
+    weights.length > mostOperands || k % 8 !== 0 || Math.max(4 * m, 2 * k) * n > capabilities.maxBinding ||
+    weights.some((w) => w.strides[1] !== 1 || w.offset % 8 !== 0 || w.strides[0] % 8 !== 0)
+  ) return null;
+  const { rows: _, ...at } = placed(first), left = place(x, false, []);
+  if (left === null) return null;
+  const problem: MatmulProblem = {
+    ...{ m, n, k, batch: [], a: left, out: "f32" },
+    b: { dtype: first.dtype as MatmulDType, ...at, transposed: true, batchStrides: [], below: others.map(placed) },
+  };
+  const plan = planMatmul(capabilities, problem);
+  if (plan.choice.kind !== "matrix" || !plan.packs.some(({ operand }) => operand === "b")) return null;
+  const y = target([m, n]);
+  dispatchPlan(call, [[x], weights, y], problem, plan);
+  return y;
+}
+
 function dispatchProduct(
   call: Multiplying,
   [a, b, y]: readonly [View, View, View],
   problem: MatmulProblem,
 ): void {
-  const plan = planMatmul(call.capabilities, problem);
+  dispatchPlan(call, [[a], [b], y], problem, planMatmul(call.capabilities, problem));
+}
+
+function dispatchPlan(
+  call: Multiplying,
+  [a, b, y]: readonly [readonly View[], readonly View[], View],
+  problem: MatmulProblem,
+  plan: MatmulPlan,
+): void {
   const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
   call.dispatch(plan.kernel, [...packed(call, [a, b], plan), target], plan.uniforms, plan.workgroups, costOf(problem));
   if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
@@ -106,25 +149,29 @@ function dispatchProduct(
 const costOf = ({ m, n, k, batch }: MatmulProblem) => ({ flops: 2 * m * n * k * sizeOf(batch) });
 
 /** Packs what a plan wants packed: the operands that it binds, and their exponents. */
-function packed(call: Multiplying, [a, b]: readonly [View, View], plan: Pick<MatmulPlan, "packs">): View[] {
+function packed(
+  call: Multiplying,
+  [a, b]: readonly [readonly View[], readonly View[]],
+  plan: Pick<MatmulPlan, "packs">,
+): View[] {
   const operands = { a, b }, exponents: View[] = [];
   for (const { operand, kernel, most, uniforms, workgroups, ...size } of plan.packs) {
-    const x = operands[operand], whole = call.temporary([size.bytes / 4], "u32", operand);
+    const xs = operands[operand], [x] = xs, whole = call.temporary([size.bytes / 4], "u32", operand);
     // Exponents are shared by those alone that share the packed numbers, so that they are there as long as those.
     const use = `${operand} ${size.bytes}`;
     const written = size.exponents === 0 ? [] : [call.temporary([size.exponents], "i32", use)];
-    const from = x.buffer, how = `${kernel.name} ${Object.values(uniforms)}`;
+    const from = x.buffer, how = `${kernel.name} ${Object.values(uniforms)} ${xs.map(({ buffer }) => buffer.id)}`;
     const there = call.packed?.get(whole.buffer);
     if (there?.from !== from || there.how !== how) {
       const known = most === undefined ? [] : [call.temporary([most.words], "u32", `${use} most`)];
-      if (most !== undefined) call.dispatch(most.kernel, [x, ...known], uniforms, workgroups);
-      call.dispatch(kernel, [x, ...known, whole, ...written], uniforms, workgroups);
+      if (most !== undefined) call.dispatch(most.kernel, [...xs, ...known], uniforms, workgroups);
+      call.dispatch(kernel, [...xs, ...known, whole, ...written], uniforms, workgroups);
     }
     call.packed?.set(whole.buffer, { from, how });
-    operands[operand] = whole;
+    operands[operand] = [whole];
     exponents.push(...written);
   }
-  return [operands.a, operands.b, ...exponents];
+  return [...operands.a, ...operands.b, ...exponents];
 }
 
 /** How logits are folded. */
@@ -159,7 +206,7 @@ export function folding(
     packs: packs.some(({ operand }) => operand === "b"),
     fold: (call, hidden, weight, labels, to, uniforms) => {
       const problem = problemOf(hidden, weight), plan = planMatrix(capabilities, problem, tile, fold);
-      const views = [...packed(call, [hidden, weight], plan), labels, ...to];
+      const views = [...packed(call, [[hidden], [weight]], plan), labels, ...to];
       call.dispatch(plan.kernel, views, { ...plan.uniforms, ...uniforms }, plan.workgroups, costOf(problem));
     },
   };

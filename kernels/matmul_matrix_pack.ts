@@ -8,7 +8,8 @@
  * lose to the largest terms. An f32 operand comes with one of 16 bits, in whose dtype a model would hold both: eleven digits
  * are more than the eight of bf16, and as many as f16 has.
  *
- *   rows adjacent along k      ──lanes──▶ max ──▶ exponent ──▶ second walk writes        (the row is in the cache by then)
+ *   rows adjacent along k      ──lanes──▶ max ──▶ exponent ──▶ second walk writes        (the row is in the cache by then);
+ *                              rows of several operands, which follow one another, in one dispatch
  *   rows side by side, eight   `most`: the largest of each row in a chunk of k ──▶ `side`: their largest, exponents; writes
  *   at a time                  in the same layout, which the product reads in place
  *   rows side by side, ragged  32 rows by groups of lanes, which write rows adjacent along k, zeros after the last term
@@ -32,19 +33,26 @@ export interface PackParts {
   readonly lanes: number;
   /** Rows of a workgroup. */
   readonly rows: number;
+  /** Operands whose rows follow one another, with `vec` 8. */
+  readonly operands: number;
 }
 
 /** `eight(base, w)`: the elements of vector `w` of the row at `base`, f16 as they lie, others as the bits of f32. */
-function reader({ dtype, alongK, vec }: Pick<PackParts, "dtype" | "alongK" | "vec">): string {
+function reader(
+  { dtype, alongK, vec, operands }: Pick<PackParts, "dtype" | "alongK" | "vec" | "operands">,
+): string {
   const [structure, type] = dtype === "f16" ? ["", "vec4u"] : ["struct Eight { low: vec4u, high: vec4u }", "Eight"];
   if (vec === 8) {
     const widened = (v: string) => `(${v} << vec4u(16u, 0u, 16u, 0u)) & vec4u(0xffff0000u)`;
     const text = {
-      f16: "return x[(base >> 3u) + w];",
-      bf16: `let v = x[(base >> 3u) + w]; return Eight(${widened("v.xxyy")}, ${widened("v.zzww")});`,
-      f32: "let i = (base >> 2u) + 2u * w; return Eight(x[i], x[i + 1u]);",
+      f16: "return at((base >> 3u) + w);",
+      bf16: `let v = at((base >> 3u) + w); return Eight(${widened("v.xxyy")}, ${widened("v.zzww")});`,
+      f32: "let i = (base >> 2u) + 2u * w; return Eight(at(i), at(i + 1u));",
     };
+    const others = each(operands - 1, (i) => `if (operand == ${i + 1}u) { return x${i + 1}[i]; }`);
     return wgsl`${structure}
+${operands > 1 ? "var<private> operand: u32;" : ""}
+fn at(i: u32) -> vec4u { ${others.join(" ")} return x[i]; }
 fn eight(base: u32, w: u32) -> ${type} { ${text[dtype]} }`;
   }
   const half = "(x[i >> 1u] >> ((i & 1u) * 16u)) & 0xffffu";
@@ -78,14 +86,17 @@ fn pairs(bits: vec4u, scale: vec4f) -> vec2u {
 
 /** Reads x, writes y and, for bf16 and f32, an exponent a row: x = y · 2^exponent. */
 export function packMatrix(parts: PackParts): Kernel {
-  const { dtype, alongK, vec, lanes, rows } = parts;
-  const scaled = dtype !== "f16";
-  const name = `matmul_pack_${dtype}_${alongK ? "k" : "r"}${vec}_${rows}x${lanes}`;
+  const { dtype, alongK, vec, lanes, rows, operands } = parts;
+  const scaled = dtype !== "f16", others = Array.from({ length: operands - 1 }, (_, i) => i + 1);
+  const name = `matmul_pack_${dtype}_${alongK ? "k" : "r"}${vec}_${rows}x${lanes}${
+    operands > 1 ? `_of${operands}` : ""
+  }`;
+  const fields = "rows k words offset stride batch1 batch2 s0 s1 s2 groups workgroups".split(" ");
   return kernel(name, {
-    reads: { x: vec === 8 ? "vec4u" : "u32" },
+    reads: Object.fromEntries(["x", ...others.map((i) => `x${i}`)].map((id) => [id, vec === 8 ? "vec4u" : "u32"])),
     writes: { y: "vec4u", ...scaled ? { exponents: "i32" } : {} },
     uniforms: Object.fromEntries(
-      "rows k words offset stride batch1 batch2 s0 s1 s2 groups workgroups".split(" ").map((field) => [field, "u32"]),
+      [...fields, ...others.flatMap((i) => [`first${i}`, `offset${i}`, `stride${i}`])].map((field) => [field, "u32"]),
     ),
   }, () => {
     const place = alongK
@@ -100,9 +111,13 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   let z = id / u.groups;
   ${place}
   let row = id % u.groups * ${rows}u + mine; let known = min(row, u.rows - 1u);
-  let base = u.offset + z / u.batch2 / u.batch1 * u.s0 + z / u.batch2 % u.batch1 * u.s1 + z % u.batch2 * u.s2 + known${
-      alongK ? " * u.stride" : ""
-    };
+  ${operands > 1 ? "var" : "let"} base = u.offset + z / u.batch2 / u.batch1 * u.s0 + z / u.batch2 % u.batch1 * u.s1
+    + z % u.batch2 * u.s2 + known${alongK ? " * u.stride" : ""};
+${
+      others.map((i) =>
+        `  if (known >= u.first${i}) { operand = ${i}u; base = u.offset${i} + (known - u.first${i}) * u.stride${i}; }`
+      ).join("\n")
+    }
 ${
       scaled
         ? wgsl`  var highest = 0u;
@@ -137,7 +152,7 @@ const sideUniforms = Object.fromEntries(
 
 /** What both kernels begin with, and a walk over a lane's terms: `use(v, k)` has a load and the term that it is of. */
 const sides = (dtype: MatmulDType, memory: string) =>
-  wgsl`${reader({ dtype, alongK: true, vec: 8 })}
+  wgsl`${reader({ dtype, alongK: true, vec: 8, operands: 1 })}
 ${scaling}
 ${memory}
 @compute @workgroup_size(${sideRows})

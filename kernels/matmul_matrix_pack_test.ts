@@ -4,8 +4,9 @@ import { mostOfRows, packMatrix, type PackParts, packSide } from "./matmul_matri
 function* everyParts(): Generator<PackParts> {
   for (const dtype of ["f16", "bf16", "f32"] as const) {
     for (const [lanes, rows] of [[8, 32], [4, 8], [256, 1]]) {
-      for (const vec of [1, 8] as const) yield { dtype, alongK: true, vec, lanes, rows };
-      yield { dtype, alongK: false, vec: 1, lanes, rows };
+      for (const vec of [1, 8] as const) yield { dtype, alongK: true, vec, lanes, rows, operands: 1 };
+      yield { dtype, alongK: true, vec: 8, lanes, rows, operands: 3 };
+      yield { dtype, alongK: false, vec: 1, lanes, rows, operands: 1 };
     }
   }
 }

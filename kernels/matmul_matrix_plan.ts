@@ -101,7 +101,8 @@ const count = (batch: readonly number[]) => batch.reduce((x, y) => x * y, 1);
 
 /** Whether an operand lies in whole vectors of eight. */
 function whole(v: MatmulView, adjacent: number): boolean {
-  return adjacent % 8 === 0 && [v.offset, v.stride, ...v.batchStrides].every((x) => x % 8 === 0);
+  const places = [v.offset, v.stride, ...v.batchStrides, ...v.below?.flatMap((x) => [x.offset, x.stride]) ?? []];
+  return adjacent % 8 === 0 && places.every((x) => x % 8 === 0);
 }
 
 /**
@@ -233,14 +234,21 @@ function planPack(
   }
   const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
   const at = software ? 8 : alongK ? 256 / lanes : 32;
-  const parts: PackParts = { dtype, alongK, vec: alongK && whole(v, k) ? 8 : 1, lanes, rows: at };
+  const { below = [] } = v, operands = 1 + below.length;
+  const parts: PackParts = { dtype, alongK, vec: alongK && whole(v, k) ? 8 : 1, lanes, rows: at, operands };
+  let first = rows - below.reduce((sum, more) => sum + more.rows, 0);
+  const further = below.flatMap((more, i) => {
+    const fields = { first, offset: more.offset, stride: more.stride };
+    first += more.rows;
+    return Object.entries(fields).map(([name, value]) => [`${name}${i + 1}`, value]);
+  });
   const groups = Math.ceil(rows / at), workgroups = groups * batches;
   return {
     step: {
       ...made,
       kernel: packMatrix(parts),
       workgroups: line(workgroups),
-      uniforms: { ...common, words, groups, workgroups },
+      uniforms: { ...common, words, groups, workgroups, ...Object.fromEntries(further) },
     },
     view,
   };

@@ -199,7 +199,7 @@ Deno.test("infinities and NaN of bf16 go through", async () => {
 Deno.test("f32 rows beside 16-bit weights are packed, each with a range of its own, and keep what is not finite", async () => {
   const [k, n] = [24, 16], values = draw(1, [k]).dataSync() as Float32Array;
   const sizes = [1, 2 ** 100, 2 ** -100, 0, 3e38, 2 ** -140, 1e-3, 5, NaN, Infinity, -Infinity, 7];
-  const rows = sizes.map((size) =>
+  const rows = [...sizes, ...sizes, ...sizes].map((size) =>
     Number.isFinite(size) ? values.map((v) => Math.sign(v) * Math.min(1, Math.abs(v)) * size) : values.with(3, size)
   );
   for (const dtype of ["f16", "bf16"] as const) {
@@ -225,16 +225,28 @@ Deno.test("f32 rows beside 16-bit weights are packed, each with a range of its o
   }
 });
 
-Deno.test("x is packed once for all weights of a projection", async () => {
-  const host = [[16, 24], [32, 24], [40, 24], [32, 24]].map((shape, i) => draw(i, shape, i === 0 ? "f32" : "bf16"));
-  const on = (backend: Backend) =>
-    host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype: x.dtype, backend })) as [Tensor, ...Tensor[]];
-  const f = (x: Tensor, ...weights: Tensor[]) => project(x, weights);
-  const compiled = compile(f), got = await compiled(...on(gpu)).data();
-  await assertClose(f(...on(cpu())), got, { rtol: 0, atol: 2 ** -11 * 24 });
-  if (!hasUnits) return;
-  const packs = compiled.recordings[0].kernels.filter(({ name }) => name.startsWith("matmul_pack_f32"));
-  assert.deepEqual(packs.map(({ calls }) => calls), [1]);
+Deno.test("weights of a projection that are packed are packed as one, x once for all", async () => {
+  for (const dtype of ["bf16", "f16"] as const) {
+    for (const weights of [[32, 40, 27], [40, 40]]) {
+      const gated = weights.length === 2, shapes = [[40, 24], [40, gated ? 40 : 99], ...weights.map((n) => [n, 24])];
+      const host = shapes.map((shape, i) => draw(i, shape, i < 2 ? "f32" : dtype));
+      const on = (backend: Backend) =>
+        host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype: x.dtype, backend })) as [
+          Tensor,
+          Tensor,
+          ...Tensor[],
+        ];
+      const f = (x: Tensor, residual: Tensor, ...w: Tensor[]) => project(x, w, { gated, residual });
+      const compiled = compile(f), got = await compiled(...on(gpu)).data();
+      await assertClose(f(...on(cpu())), got, { rtol: 0, atol: 2 ** -11 * 24 * (gated ? 8 : 1) });
+      if (!hasUnits) continue;
+      const calls = (part: string) =>
+        compiled.recordings[0].kernels.filter(({ name }) => name.startsWith(part)).reduce((sum, k) => sum + k.calls, 0);
+      assert.equal(calls("matmul_pack_f32"), 1);
+      assert.equal(calls("matmul_matrix"), dtype === "f16" ? weights.length : 1);
+      assert.equal(calls(`matmul_pack_${dtype}`), dtype === "f16" ? 0 : 1);
+    }
+  }
 });
 
 Deno.test("the same product gives the same bits", async () => {

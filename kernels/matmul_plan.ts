@@ -29,6 +29,11 @@ export interface MatmulView {
   readonly stride: number;
   /** A stride for each batch dimension; 0 repeats the matrix. */
   readonly batchStrides: readonly number[];
+  /**
+   * Rows of a transposed b that lie in further buffers, and follow its own: how many, and where. Matrix units alone take
+   * them, which pack b.
+   */
+  readonly below?: readonly { readonly rows: number; readonly offset: number; readonly stride: number }[];
 }
 
 /** C[...batch, m, n] = A[...batch, m, k] · B[...batch, k, n], C dense in a buffer of its own. */

@@ -44,12 +44,12 @@ import { roundingFunctions } from "./storage.ts";
 const forEach = (values: readonly string[], f: (x: string, j: number) => string): string => values.map(f).join(" ");
 
 /** y = s·r·w, s = x + residual rounded as it is stored. */
-const rmsNorm = (dtype: DType, tile: RowTile, residual: boolean): Kernel => {
-  const output = rowOutput(dtype, tile);
-  return kernel(`rmsnorm_${rowName(tile)}_${dtype}${residual ? "_residual" : ""}`, {
+const rmsNorm = (dtype: DType, weight: DType, tile: RowTile, residual: boolean): Kernel => {
+  const output = rowOutput(dtype, tile), types = weight === dtype ? dtype : `${dtype}_${weight}`;
+  return kernel(`rmsnorm_${rowName(tile)}_${types}${residual ? "_residual" : ""}`, {
     reads: {
       x: rowType(dtype, tile),
-      weight: rowType(dtype, tile),
+      weight: rowType(weight, tile),
       ...(residual ? { res: rowType(dtype, tile) } : {}),
     },
     writes: { y: rowType(output, tile), scales: "f32", ...(residual ? { total: rowType(output, tile) } : {}) },
@@ -79,7 +79,7 @@ ${rowEntry} {
   if (lane == 0u && row < u.rows) { scales[row] = scale; }
   ${
       walk.sweep(([e], at, column) => {
-        const w = readRow(dtype, tile, "weight", `u.weight + ${column}`);
+        const w = readRow(weight, tile, "weight", `u.weight + ${column}`);
         return `${w.text} ${writeRow(output, tile, "y", at, e.map((v, j) => `${v} * scale * ${w.parts[j]}`))}`;
       })
     }
@@ -295,13 +295,13 @@ function rowsOf(call: Lowering<unknown>, x: View, widest: 4 | 8): Rows {
   return { n, rows, tile, grid, uniforms: { rows, loads: n / tile.vec, inverse: 1 / Math.max(1, n) } };
 }
 
-/** RMSNorm, with or without a residual. */
+/** RMSNorm, with or without a residual; beside x of f32 the weight may be of 16 bits. */
 export function lowerRmsNorm(call: Lowering<{ eps: number }>): void {
   const [weight, x, res] = call.inputs.map((v) => call.dense(v, 8)), [y, scales, total] = call.outputs;
   const { tile, grid, uniforms } = rowsOf(call, x, 8), { vec } = tile;
   const out = target(call, y, tile), sum = total === undefined ? undefined : target(call, total, tile);
   call.dispatch(
-    rmsNorm(x.dtype, tile, res !== undefined),
+    rmsNorm(x.dtype, weight.dtype, tile, res !== undefined),
     [x, weight, ...(res === undefined ? [] : [res]), out.to, scales, ...(sum === undefined ? [] : [sum.to])],
     {
       ...uniforms,

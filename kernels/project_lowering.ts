@@ -5,7 +5,7 @@ import { expressions, gridFor, locateValues } from "./elementwise.ts";
 import { lowerSwiglu } from "./gated.ts";
 import { copy, elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { multiply, sharing } from "./matmul_lowering.ts";
+import { multiply, multiplyJoined, sharing } from "./matmul_lowering.ts";
 import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
 import { place } from "./movement.ts";
 import { lowerRmsNorm } from "./norm.ts";
@@ -70,10 +70,8 @@ function many(
   const temporary = (shape: Shape) => call.temporary(shape, "f32");
   let x = given;
   if (norm !== undefined) {
-    const scale = temporary(norm.shape);
-    copy(call, norm, scale);
     x = temporary(given.shape);
-    lowerRmsNorm(partCall(call, [scale, given], [x, temporary([rows])], { eps: eps! }));
+    lowerRmsNorm(partCall(call, [norm, given], [x, temporary([rows])], { eps: eps! }));
   }
   const products = sharing(call); // x is packed once for all
   const product = (w: View, to: View, accumulate = false) =>
@@ -84,15 +82,18 @@ function many(
     if (residual !== undefined) copy(call, matrix(call.dense(residual)), y);
     return product(weights[0], y, residual !== undefined);
   }
+  const whole = residual === undefined ? y : temporary(y.shape);
+  const side = multiplyJoined(products, x, weights, gated ? temporary : () => whole);
+  let column = 0;
   const made = weights.map((w) => {
-    const one = temporary([rows, w.shape[0]]);
+    const shape = [rows, w.shape[0]];
+    if (side !== null) return { ...side, shape, offset: (column += shape[1]) - shape[1] };
+    const one = temporary(shape);
     product(w, one);
     return one;
   });
-  const whole = residual === undefined ? y : temporary(y.shape);
   if (gated) lowerSwiglu(partCall(call, made, [whole], {}));
-  else {
-    let column = 0;
+  else if (side === null) {
     for (const one of made) {
       const at = { shape: one.shape, strides: y.strides, offset: column };
       const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);
