@@ -30,7 +30,7 @@ const rotaryAppend = ({ storage, positioned, paged }: Shape): Kernel =>
     uniforms: {
       ...{ threads: "u32", groups: "u32", count: "u32", heads: "u32", kvHeads: "u32", quarter: "u32" },
       ...{ qkv: "u32", cos: "u32", sin: "u32", lengths: "u32", positions: "u32", pages: "u32" },
-      ...{ capacity: "u32", page: "u32", pagesRow: "u32", known: "u32" },
+      ...{ capacity: "u32", page: "u32", pagesRow: "u32", known: "u32", positionsRow: "u32" },
     },
   }, () => {
     const packed = (id: string) => storage === "f32" ? id : pack2(storage, `${id}.x`, `${id}.y`);
@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let i = thread % u.quarter; let all = u.heads + 2u * u.kvHeads;
   let h = thread / u.quarter % all; let token = thread / u.quarter / all; let b = token / u.count;
   let place = lengths[u.lengths + b] + i32(token % u.count);
-  let position = ${positioned ? "positions[u.positions + token]" : "place"};
+  let position = ${positioned ? "positions[u.positions + b * u.positionsRow + token % u.count]" : "place"};
   let start = u.qkv + (token * all + h) * 2u * u.quarter + i;
   var x = qkv[start]; var y = qkv[start + u.quarter];
   if (h < u.heads + u.kvHeads) {
@@ -95,5 +95,6 @@ export function lowerRotaryAppend(call: Lowering<RotaryAppendParams>): void {
     capacity: table ? table.shape[1] * page : page,
     pagesRow: table?.shape[1] ?? 0,
     known: cos.shape[0],
+    positionsRow: positions?.shape.length === 2 ? count : 0,
   }, [groups, Math.ceil(workgroups / groups), 1]);
 }

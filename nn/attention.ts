@@ -3,12 +3,14 @@ import { flashAttention } from "../tensor/attention.ts";
 import { type AttentionCache, cacheAttentionOp } from "../tensor/attention_cache.ts";
 import { naiveAttention } from "../tensor/attention_eager.ts";
 import { tensorsOf } from "../tensor/attention_options.ts";
+import type { Backend } from "../tensor/backend.ts";
 import { arange, tensor } from "../tensor/create.ts";
+import type { DType } from "../tensor/dtype.ts";
 import { add, cast, greaterEqual, lessEqual, logicalAnd, maximum, sub } from "../tensor/elementwise.ts";
 import { decodeAttention } from "../tensor/decode_attention.ts";
 import { ShapeError, show, ValueError } from "../tensor/errors.ts";
 import { take } from "../tensor/gather.ts";
-import { concat, expandDims, pad, reshape, slice } from "../tensor/movement.ts";
+import { pad, reshape, slice } from "../tensor/movement.ts";
 import { runAll } from "../tensor/op.ts";
 import { project } from "../tensor/project.ts";
 import { rotaryEmbedding } from "../tensor/rotary.ts";
@@ -131,6 +133,15 @@ export function multiHeadAttention(
   });
 }
 
+/**
+ * Whether keys and values of a type are multiplied as they are by a backend's matrix units, with queries of f32, while those
+ * of f32 are not.
+ */
+export function multipliesStored({ capabilities: { f16, subgroupMatrix } }: Backend, dtype: DType): boolean {
+  return (dtype === "f16" || dtype === "bf16") && f16 &&
+    subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
+}
+
 /** Tokens in a call up to which it is a step of decoding. */
 export const fewTokens = 32;
 
@@ -151,25 +162,38 @@ export function normedAttention(
   const size = weights[0].shape[0] / heads;
   return scope(() => {
     const whole = rotary !== undefined && 2 * rotary.cos.shape[1] === size && size % 4 === 0;
-    const few = batch * length <= fewTokens, positions = rotary?.positions;
-    if (few && whole && cache?.seen !== undefined && cache.past !== 0 && attention !== "naive") {
+    const few = batch * length <= fewTokens, positions = rotary?.positions, type = weights[0].dtype;
+    // What is in the cache is seen as it is there, also by those that came with it, where that costs nothing or saves much.
+    const stored = few && cache?.past !== 0 || cache?.seen?.k.dtype === type && multipliesStored(x.backend, type);
+    if (stored && whole && cache?.seen !== undefined && attention !== "naive") {
       const { past, table } = cache, total = typeof past === "number" ? past + length : undefined;
       const seen = total === undefined || total <= cache.capacity ? cache.seen : grown(cache, total, batch);
       const lengths = lengthsOf(cache, batch, x);
       const qkv = project(x, weights, { norm }), { cos, sin } = rotary!;
       const where = { heads, cos, sin, lengths, blockTable: table }, { leftpad } = cache;
-      if (length === 1 && positions === undefined && mask === undefined && options.causal !== false) {
+      if (few && length === 1 && positions === undefined && mask === undefined && options.causal !== false) {
         const { out, cache: next } = decodeAttention(qkv, seen, { ...where, leftpad });
         return { out: reshape(out, [batch, 1, heads * size]), cache: next };
       }
       const places = positions ?? (leftpad && positionsIn(cache, batch, length, x));
-      const each = places?.rank === 1 ? concat(Array(batch).fill(expandDims(places, 0)), { axis: 0 }) : places;
-      const { q, cache: next } = rotaryAppend(qkv, seen, { ...where, positions: each });
+      const { q, cache: next } = rotaryAppend(qkv, seen, { ...where, positions: places });
       const out = overCache(q, next, lengths, length, options, mask);
       return { out: reshape(out, [batch, length, heads * size]), cache: next };
     }
-    const n = rmsNorm(norm, x, norm);
-    const [q, k, v] = weights.map((w, i) => reshape(project(n, [w]), [batch, length, i === 0 ? heads : kvHeads, size]));
+    const widths = [heads, kvHeads, kvHeads].map((count) => count * size);
+    const apart = () => {
+      const n = rmsNorm(norm, x, norm);
+      return weights.map((w) => project(n, [w]));
+    };
+    // Few rows are one dispatch, whose columns are read where they lie.
+    const columns = () => {
+      const qkv = project(x, weights, { norm });
+      return widths.map((width, i) => {
+        const begin = widths.slice(0, i).reduce((a, b) => a + b, 0);
+        return slice(qkv, [0, 0, begin], [batch, length, begin + width]);
+      });
+    };
+    const [q, k, v] = (few ? columns() : apart()).map((y) => reshape(y, [batch, length, y.shape[2] / size, size]));
     const { out, seen } = attend(...turned(q, k, rotary, cache), v, cache, options);
     return { out: reshape(out, [batch, length, heads * size]), cache: seen };
   });

@@ -39,8 +39,8 @@ export function rotaryAppendInputs<T>(inputs: readonly T[], { positioned, paged 
  * What would lie outside the cache is not written.
  *
  * Inputs: kCache and vCache `[B, S, Hk, D]` or pages `[blocks, page, Hk, D]`, consumed, of any float dtype; qkv f32 (or f64)
- * `[B, T, (H + 2·Hk)·D]`, query heads first; cos and sin `[P, D/2]` in its dtype; lengths i32 `[B]`; positions i32 `[B, T]` and
- * blockTable i32 `[B, pages]` where there are such. D is a multiple of 4.
+ * `[B, T, (H + 2·Hk)·D]`, query heads first; cos and sin `[P, D/2]` in its dtype; lengths i32 `[B]`; positions i32 `[B, T]`,
+ * or `[T]` for all rows, and blockTable i32 `[B, pages]` where there are such. D is a multiple of 4.
  * Outputs: kCache, vCache, and q `[B, T, H, D]` in the dtype of qkv.
  */
 export const rotaryAppendOp: Op<RotaryAppendParams> = {
@@ -83,7 +83,7 @@ export const rotaryAppendOp: Op<RotaryAppendParams> = {
     }
     const integers = [
       ["lengths", lengths, [batch]],
-      ["positions", positions, [batch, count]],
+      ["positions", positions, positions?.shape.length === 1 ? [count] : [batch, count]],
       ["blockTable", blockTable, [batch, blockTable?.shape[1] ?? 0]],
     ] as const;
     for (const [name, x, shape] of integers) {
@@ -109,7 +109,7 @@ export const rotaryAppendOp: Op<RotaryAppendParams> = {
     const pages = table?.shape[1] ?? 1, capacity = table ? pages * page : page;
     for (let token = 0; token < batch * count; token++) {
       const b = Math.floor(token / count), place = lengths[b] + token % count;
-      const position = positions === undefined ? place : positions[token];
+      const position = positions === undefined ? place : positions[token % positions.length];
       const known = position >= 0 && position < given.cos.shape[0], inside = place >= 0 && place < capacity;
       const block = inside && table ? table.data[b * pages + Math.floor(place / page)] : b;
       for (let h = 0; h < heads + 2 * kvHeads; h++) {
@@ -139,7 +139,7 @@ export interface RotaryAppendOptions {
   readonly sin: Tensor;
   /** Positions that each row's cache holds, i32 `[B]`. */
   readonly lengths: Tensor;
-  /** Where the tokens stand in the text, i32 `[B, T]`; where they stand in the cache when not given. */
+  /** Where the tokens stand in the text, i32 `[T]` or `[B, T]`; where they stand in the cache when not given. */
   readonly positions?: Tensor;
   /** The pages of each row, i32 `[B, pages]`. */
   readonly blockTable?: Tensor;

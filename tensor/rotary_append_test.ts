@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { cpu } from "./cpu.ts";
 import { flashAttentionWithKvCache } from "./attention_cache.ts";
 import { tensor, zeros } from "./create.ts";
-import { reshape, slice } from "./movement.ts";
+import { broadcastTo, reshape, slice } from "./movement.ts";
 import { foldIn, key, randn } from "./random.ts";
 import { rotaryEmbedding } from "./rotary.ts";
 import { rotaryAppend } from "./rotary_append.ts";
@@ -28,6 +28,12 @@ property("rotaryAppend() turns as rotaryEmbedding() does and writes as attention
   const lengths = tensor(new Int32Array(batch).fill(past), { backend });
   const { q, cache } = rotaryAppend(qkv, empty(), { heads, cos, sin, lengths });
   const positions = tensor(Int32Array.from({ length: count }, (_, i) => past + i), { backend });
+  for (const given of [positions, broadcastTo(positions, [batch, count])]) {
+    assert.deepEqual(
+      await rotaryAppend(qkv, empty(), { heads, cos, sin, lengths, positions: given }).q.data(),
+      await q.data(),
+    );
+  }
   const [turned] = rotaryEmbedding([part(0, heads)], cos, sin, { positions });
   await assertClose(q, turned, { rtol: 1e-6, atol: 1e-6 });
   const { cache: want } = flashAttentionWithKvCache(part(0, heads), empty(), {

@@ -14,7 +14,7 @@ import { scope, unscoped } from "../../tensor/scope.ts";
 import { sameShape, type Shape } from "../../tensor/shape.ts";
 import { consume, rangeOf, type Tensor } from "../../tensor/tensor.ts";
 import type { AttentionCache } from "../../tensor/attention_cache.ts";
-import { type AttentionAlgorithm, fewTokens, positionsIn, type Rotary } from "../attention.ts";
+import { type AttentionAlgorithm, fewTokens, multipliesStored, positionsIn, type Rotary } from "../attention.ts";
 import { grownCapacity, grownTable, type KvCache, roomInCache } from "../cache.ts";
 import { dropout } from "../dropout.ts";
 import { normal } from "../init.ts";
@@ -118,8 +118,9 @@ export function init(
 
 /**
  * Scores of the next token at every place. Where no derivative is asked for, activations are f32 whatever the parameters'
- * type, and few tokens stream the parameters at the speed of memory. Products of many tokens with 16-bit parameters take
- * eleven digits of the activations on devices with matrix units, those of f16 in the range of f32.
+ * type, and few tokens stream the parameters at the speed of memory. With 16-bit parameters, devices with matrix units take
+ * eleven digits of the activations in products of many tokens, those of f16 in the range of f32, and keys and values in the
+ * parameters' type, as a cache holds them.
  *
  * @param ids i32 `[B, S]`
  * @returns logits f32 `[B, S, V]`, and the cache for the next call when one was given
@@ -198,12 +199,26 @@ function backbone(
   }
   const weights = params["model.embed_tokens.weight"];
   const room = cache && withRoom(cache, model, batch, typeof past === "number" ? length : 0, weights);
+  const fused = attention !== "naive" && !plain, { backend } = ids;
+  // Matrix units want keys and values in the parameters' type. What turns them and rounds them to it writes to a cache:
+  // without one, to a layer's worth of it that all layers use in turn.
+  const stored = fused && multipliesStored(backend, weights.dtype) &&
+    (room?.layers[0].k.dtype ?? weights.dtype) === weights.dtype;
+  let lent = stored && cache === undefined && ids.size > 0
+    ? roomInCache(undefined, {
+      batch,
+      capacity: count,
+      heads: [model.kvHeads, model.headDim],
+      dtype: weights.dtype,
+      backend,
+    })
+    : undefined;
   // A step of decoding finds its own way; for more, positions and lengths are made once for all layers.
-  const isStep = batch * count <= fewTokens && past !== 0 && attention !== "naive" && !plain;
+  const isStep = fused && (batch * count <= fewTokens && past !== 0 || stored && cache?.leftpad === undefined);
   const counted = attentionMask === undefined && !isStep
     ? positionsIn({ past, leftpad: cache?.leftpad }, batch, count, ids)
     : undefined;
-  const lengths = cache && typeof past === "number"
+  const lengths = (cache ?? lent) && typeof past === "number"
     ? tensor(new Int32Array(batch).fill(past), { backend: ids.backend })
     : undefined;
   const places = placesOf(ids, past, cache?.leftpad, attentionMask, positions ?? counted);
@@ -222,14 +237,16 @@ function backbone(
   const layers: AttentionCache[] = [];
   for (let i = 0; i < model.layers; i++) {
     const { capacity, leftpad, pages } = room ?? {};
-    const seen = room && { seen: room.layers[i], past, lengths, capacity: capacity!, leftpad, table: pages?.table };
+    const here = room?.layers[i] ?? lent;
+    const seen = here && { seen: here, past, lengths, capacity: capacity ?? count, leftpad, table: pages?.table };
     const dropHere = drop && { p: drop.p, key: foldIn(drop.key, i) };
     const run = (block: TransformerBlockParams, x: Tensor) =>
       transformerBlock(block, x, { ...options, cache: seen, dropout: dropHere });
     const next = (checkpoint ? checkpointed(run) : run)(blockOf(params, i), x);
     x.dispose();
     x = next.out;
-    if (next.cache !== undefined) layers.push(next.cache);
+    if (lent !== undefined) lent = next.cache;
+    else if (next.cache !== undefined) layers.push(next.cache);
   }
   const next = cache?.lengths && add(cache.lengths, count);
   return {

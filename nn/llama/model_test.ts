@@ -3,8 +3,9 @@ import { readFile } from "node:fs/promises";
 import { webgpu } from "../../mod.ts";
 import { valueAndGrad, vjp } from "../../autograd/grad.ts";
 import { getBackend, memory, setBackend } from "../../tensor/backend.ts";
+import { compile } from "../../tensor/compile.ts";
 import { cpu } from "../../tensor/cpu.ts";
-import { arange, tensor } from "../../tensor/create.ts";
+import { arange, ones, tensor, zeros } from "../../tensor/create.ts";
 import { bf16Bits, bf16Value } from "../../tensor/dtype.ts";
 import { slice } from "../../tensor/movement.ts";
 import { key, randint } from "../../tensor/random.ts";
@@ -291,6 +292,31 @@ test("positions given by hand are those counted by default", async () => {
     "rotary sees distances alone",
   );
   assert(distance(await at(tensor([0, 2, 4, 6, 8], { dtype: "i32" })), counted) > 1e-3);
+});
+
+test("a text is the same with a cache and without one, in the parameters' type too", async () => {
+  const even = { ...small, hidden_size: 32 }, params = llama.init(key(7), even, { dtype: "bf16" });
+  const ids = randint(key(6), [2, 40], { max: 61 });
+  const whole = await llama.forward(params, even, ids).logits.data();
+  const cached = llama.forward(params, even, ids, { cache: emptyCache({ capacity: 48 }) });
+  assert.deepEqual(await cached.logits.data(), whole);
+  dispose(cached.cache!.layers);
+  const attentionMask = ones([2, 40], { dtype: "i32" }), positions = arange(40);
+  assert.deepEqual(await llama.forward(params, even, ids, { attentionMask, positions }).logits.data(), whole);
+});
+
+const { f16, subgroupMatrix } = backends[1].capabilities;
+const units = f16 && subgroupMatrix.length > 0;
+Deno.test({ name: "a layer of many tokens is few dispatches on matrix units", ignore: !units }, () => {
+  const [, backend] = backends;
+  const launches = (layers: number) => {
+    const deep = { ...small, hidden_size: 32, num_hidden_layers: layers };
+    const params = llama.init(key(7, { backend }), deep, { dtype: "bf16" });
+    using read = compile((p: Record<string, Tensor>, ids: Tensor) => llama.forward(p, deep, ids).logits);
+    read(params, zeros([2, 40], { dtype: "i32", backend }));
+    return read.recordings[0].dispatches;
+  };
+  assert.ok(launches(3) - launches(2) <= 22, `${launches(3) - launches(2)} dispatches`);
 });
 
 test("init() makes the tensors that the config names, the same ones for the same key", async () => {
