@@ -99,6 +99,9 @@ test("each row of a batch is what it is alone, however it is padded", async () =
   const attentionMask = tensor([[1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]], { dtype: "i32" });
   assert.deepEqual(await all(model, { inputIds, attentionMask, maxNewTokens: 9 }), together);
   assert.ok(new Set(together.tokens.flat()).size > 6, `${together.tokens}`);
+  const many = Array.from({ length: 12 }, (_, b) => rows[b % 3]);
+  const wide = await all(model, { inputIds: many, maxNewTokens: 5 });
+  assert.deepEqual(wide.tokens, many.map((_, b) => together.tokens[b % 3].slice(0, 5)));
 });
 
 test("the same seed gives the same tokens, another one others", async () => {
