@@ -25,7 +25,7 @@ async function measureTiles(
   let tuning: MatmulTuning;
   try {
     tuning = await tuneMatmul(backend, {
-      ...{ large, small, runs: settings.repeats },
+      ...{ large, small, runs: settings.repeats, ramp: settings.ramp },
       onProgress: (done, of, tile, rate) => {
         if (done === 1) progress.start(of);
         progress.done({ ...emptyRow(`tile ${tile}`, {}), figures: { "TFLOP/s": rate } });

@@ -57,7 +57,7 @@ Deno.test("useMatmulTuning() refuses what another device measured, and what is n
 });
 
 Deno.test("tuneMatmul() refuses sizes that are none, and devices without matrix units", async () => {
-  for (const options of [{ large: 0 }, { small: 1.5 }, { runs: NaN }]) {
+  for (const options of [{ large: 0 }, { small: 1.5 }, { runs: NaN }, { ramp: -1 }, { ramp: NaN }]) {
     await assert.rejects(tuneMatmul(described, options), ValueError);
   }
   await assert.rejects(tuneMatmul(cpu()), UnsupportedError);
@@ -65,7 +65,13 @@ Deno.test("tuneMatmul() refuses sizes that are none, and devices without matrix 
 
 Deno.test("tuneMatmul() measures every tile that the device has room for, where it has matrix units", async () => {
   const seen: string[] = [];
-  const tuned = tuneMatmul(gpu, { large: 32, small: 32, runs: 1, onProgress: (_done, _of, tile) => seen.push(tile) });
+  const tuned = tuneMatmul(gpu, {
+    large: 32,
+    small: 32,
+    runs: 1,
+    ramp: 0,
+    onProgress: (_done, _of, tile) => seen.push(tile),
+  });
   if (!hasUnits) return await assert.rejects(tuned, UnsupportedError);
   const { device, table } = await tuned;
   assert.equal(device, gpu.description);
