@@ -21,7 +21,12 @@
  *
  * Floor: the operands at the speed of a copy, 6 µs for 4×1024 tokens, 32 heads and 8 key heads of 64, on an H200.
  */
-import { type AttentionFeatures, type AttentionPlan, plainAttention } from "./attention_common.ts";
+import {
+  type AttentionFeatures,
+  type AttentionPlan,
+  type AttentionStorage,
+  plainAttention,
+} from "./attention_common.ts";
 import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import {
   eightReader,
@@ -68,19 +73,16 @@ function placesOf({ lengths, leftpad, cacheIndex, paged }: AttentionFeatures): A
   return { ...plainAttention, lengths, leftpad, cacheIndex, paged };
 }
 
-/** The largest magnitude of eight numbers, as the bits of their dtype. Infinities and NaN set `unfit` and do not count. */
-const largest = {
-  bf16: largestOfWords("bf16", 0x7f80),
-  f16: largestOfWords("f16", 0x7c00),
-  f32: `fn largest_f32(x0: vec4f, x1: vec4f) -> u32 {
+/** WGSL of the largest magnitude of eight numbers, as the bits of their dtype. Infinities and NaN set `unfit` and do not count. */
+function largest(storage: AttentionStorage): string {
+  if (storage === "f32") {
+    return `fn largest_f32(x0: vec4f, x1: vec4f) -> u32 {
   let a = bitcast<vec4u>(x0) & vec4u(0x7fffffffu); let b = bitcast<vec4u>(x1) & vec4u(0x7fffffffu);
   return largest_of(a, b, 0x7f800000u);
-}`,
-};
-
-function largestOfWords(storage: string, infinity: number): string {
+}`;
+  }
   return `fn largest_${storage}(w: vec4u) -> u32 {
-  return largest_of(w & vec4u(0x7fffu), (w >> vec4u(16u)) & vec4u(0x7fffu), ${infinity}u);
+  return largest_of(w & vec4u(0x7fffu), (w >> vec4u(16u)) & vec4u(0x7fffu), ${storage === "f16" ? 0x7c00 : 0x7f80}u);
 }`;
 }
 
@@ -156,7 +158,7 @@ function body({ headDim, valueDim, operands, dLse, lanes, features }: AttentionR
   const dOutUnits = operands.dOut === undefined ? 0 : valueDim / operands.dOut.unit;
   return `
 ${largestOf}
-${[...new Set(named.map(([, { storage }]) => largest[storage]))].join("\n")}
+${[...new Set(named.map(([, { storage }]) => largest(storage)))].join("\n")}
 ${
     named.map(([name, operand]) => {
       const { perRow, loads } = spread(sizes[name]), call = `largest_${operand.storage}`;

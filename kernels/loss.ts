@@ -29,7 +29,7 @@ export interface RowLossKernel {
 const power = (z: string, from: string) => `exp2((${z} - ${from}) * ${Math.LOG2E})`;
 
 /** From the lanes' (m, s, t) to the row's lse; the sum of t is in w_t[0] then. */
-const joined = `
+const joined = (): string => `
   w_m[lane] = m; w_s[lane] = s; w_t[lane] = t;
   for (var half = 128u; half > 0u; half /= 2u) {
     workgroupBarrier();
@@ -54,7 +54,7 @@ const lossOf = (chosen: string, lse: boolean) => `
     ${lse ? "lses[u.first + row] = lse;" : ""}
   }`;
 
-const laneMemory = ["m", "s", "t"].map((x) => `var<workgroup> w_${x}: array<f32, 256>;`).join("\n");
+const laneMemory = (): string => ["m", "s", "t"].map((x) => `var<workgroup> w_${x}: array<f32, 256>;`).join("\n");
 
 /**
  * Loss and lse of rows from the (max, Σ exp) of strips of their logits, the sums of strips where labels are smoothed, and
@@ -81,10 +81,10 @@ export const foldedLoss = (sum: boolean): Kernel =>
     let v = x[row * u.strips + j]; let top = max(m, v.x);
     s = s * ${power("m", "top")} + v.y * ${power("v.x", "top")}; m = top;${sum ? " t += sums[row * u.strips + j];" : ""}
   }
-  ${joined}
+  ${joined()}
   ${lossOf("chosen[row]", true)}`;
     return `${mathFunctions(body)}
-${laneMemory}
+${laneMemory()}
 @compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
 ) {${body}
@@ -144,7 +144,7 @@ export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel)
     s += ${parts.map((_, i) => power(`z${i}`, "m")).join(" + ")};
     t += ${parts.map((_, i) => `z${i}`).join(" + ")};
   }
-${joined}`;
+${joined()}`;
     const slope = (i: number) => {
       const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == own)`;
       const bend = softcap ? ` * (1.0 - (z${i} / u.cap) * (z${i} / u.cap))` : "";
@@ -186,7 +186,7 @@ ${joined}`;
   ${gradient ? back : ""}`;
     return `${mathFunctions(body)}
 ${roundingFunctions(output)}
-${laneMemory}
+${laneMemory()}
 @compute @workgroup_size(256) fn main(
   @builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32,
 ) {${body}
