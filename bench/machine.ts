@@ -40,12 +40,7 @@ async function make(where: Where): Promise<Backend> {
   if (provider === "deno") return await init({ backend });
   const { dawn } = await dawnEntry();
   const made = await init({ backend, gpu: dawn({ robustness: robustness === "on" }) });
-  try {
-    if (made.name === "webgpu") await useTiles(made, where);
-  } catch (error) {
-    made.dispose();
-    throw error;
-  }
+  if (made.name === "webgpu") await useTiles(made, where); // a refusal ends the program, and the device with it
   return made;
 }
 
