@@ -321,10 +321,10 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
   if (matrix === null) portable(picked, flops);
   else {
     const plan = planAttentionMatrixBackward(matrix, shape, at, settings), [dq, dk, dv] = targets;
-    views.ranges = rangesOf(call, attentionRangeOf(matrix.keys)!, views, shape, at, settings);
-    dispatchNamed(call, attentionMatrixBackwardKeys(matrix.keys), { ...views, dk, dv }, plan.keys, flops.keys);
-    dispatchNamed(call, attentionMatrixBackwardQueries(matrix.queries), { ...views, dq }, plan.queries, flops.queries);
-    if (matrix.keys.features.range === "scaled") {
+    views.ranges = rangesOf(call, attentionRangeOf(matrix)!, views, shape, at, settings);
+    dispatchNamed(call, attentionMatrixBackwardKeys(matrix), { ...views, dk, dv }, plan.keys, flops.keys);
+    dispatchNamed(call, attentionMatrixBackwardQueries(matrix), { ...views, dq }, plan.queries, flops.queries);
+    if (matrix.features.range === "scaled") {
       const left = { ...features, range: "left" } as const;
       portable(pickAttentionBackward(call.capabilities, shape, at, storage, left, false));
     }

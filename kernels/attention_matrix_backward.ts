@@ -247,13 +247,13 @@ export function slopeText(
 
 /** Workgroups and uniforms of the two kernels of a call. */
 export function planAttentionMatrixBackward(
-  { keys, queries }: { keys: AttentionMatrixBackwardParams; queries: AttentionMatrixBackwardParams },
+  params: AttentionMatrixBackwardParams,
   shape: AttentionShape,
   at: AttentionLayout,
   settings: AttentionSettings,
 ): { keys: AttentionPlan; queries: AttentionPlan } {
   const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape;
-  const plan = (params: AttentionMatrixBackwardParams, seqlen: number, heads: number): AttentionPlan => {
+  const plan = (seqlen: number, heads: number): AttentionPlan => {
     const tiles = Math.ceil(seqlen / matrixRows(params.tile));
     return {
       workgroups: params.longFirst ? [heads, batch, tiles] : [tiles, heads, batch],
@@ -272,5 +272,5 @@ export function planAttentionMatrixBackward(
       },
     };
   };
-  return { keys: plan(keys, seqlenK, kvHeads), queries: plan(queries, seqlenQ, heads) };
+  return { keys: plan(seqlenK, kvHeads), queries: plan(seqlenQ, heads) };
 }

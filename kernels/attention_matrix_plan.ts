@@ -114,7 +114,7 @@ function forwardTiles(lanes: number, size: number): Spread[] {
   return [{ down: 4, rows: 32, step: 16, ...wide }, { down: 4, rows: 16, step: 16 }, ...last];
 }
 
-/** Chooses the matrix kernels of a backward call; null when the call is for the portable ones. */
+/** Chooses the matrix kernels of a backward call, two of the same parameters; null when the call is for the portable ones. */
 export function pickAttentionMatrixBackward(
   capabilities: MatrixCapabilities,
   shape: AttentionShape,
@@ -122,7 +122,7 @@ export function pickAttentionMatrixBackward(
   storage: Storage & { readonly dOut: AttentionStorage; readonly grad: AttentionStorage },
   features: AttentionFeatures,
   scale: number,
-): { keys: AttentionMatrixBackwardParams; queries: AttentionMatrixBackwardParams } | null {
+): AttentionMatrixBackwardParams | null {
   const unit = unitOf(capabilities), { headDim, valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
   if (
     unit === null || !takes(shape, storage, scale, 128) || storage.q !== storage.k || storage.dOut !== storage.k ||
@@ -142,7 +142,7 @@ export function pickAttentionMatrixBackward(
   for (const spread of backwardTiles(subgroupSize)) {
     const params = { ...common, tile: tileOf(unit, subgroupSize, spread, 2) };
     if (isMatrixTile(params.tile) && fits(capabilities, params.tile, attentionMatrixBackwardMemory(params))) {
-      return { keys: params, queries: params };
+      return params;
     }
   }
   return null;
