@@ -297,7 +297,7 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
-  const careful = storage.q === "f32" && Math.min(seqlenQ, seqlenK) <= fewRows;
+  const careful = Math.min(seqlenQ, seqlenK) <= fewRows;
   const common = {
     headDim,
     valueDim,
