@@ -83,14 +83,24 @@ export interface MatmulParts {
   readonly outVec: 1 | 4;
   /** k ends with a step: nothing to mask. */
   readonly exactK: boolean;
-  /** Adds to what C holds. */
-  readonly accumulate: boolean;
+  /** What is added before the store. */
+  readonly adds?: Added;
 }
+
+/** What a store adds to a product: what C holds, or what lies in a buffer `r` of its own as C lies in its. */
+export type Added = "c" | "r";
+
+/** The end of the name of a kernel that adds something. */
+export const addedName = (adds?: Added): string => adds === undefined ? "" : adds === "c" ? "_add" : "_residual";
+
+/** Where the numbers to add to C's from element `start` on begin. */
+export const addedFrom = (adds: Added, start: string): string =>
+  adds === "c" ? start : `${start} - u.offset_c + u.offset_r`;
 
 const letters = { f32: "f", f16: "h", bf16: "b" };
 const operandName = ({ dtype, transposed, vec }: MatmulOperand) => `${letters[dtype]}${transposed ? "t" : "n"}${vec}`;
-const partsName = ({ a, b, out, outVec, exactK, accumulate }: MatmulParts) =>
-  `${operandName(a)}_${operandName(b)}_${letters[out]}${outVec}${exactK ? "_exact" : ""}${accumulate ? "_add" : ""}`;
+const partsName = ({ a, b, out, outVec, exactK, adds }: MatmulParts) =>
+  `${operandName(a)}_${operandName(b)}_${letters[out]}${outVec}${exactK ? "_exact" : ""}${addedName(adds)}`;
 
 /** WGSL type of a buffer whose loads bring `vec` elements. */
 function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
@@ -99,12 +109,15 @@ function storage(dtype: MatmulDType, vec: 1 | 4 | 8): string {
 }
 
 const uniforms: Record<string, UniformType> = Object.fromEntries(
-  ("m n k offset_a offset_b offset_c stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
-    "workgroups").split(" ").map((name) => [name, "u32"]),
+  ("m n k offset_a offset_b offset_c offset_r stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits " +
+    "chunk partial workgroups").split(" ").map((name) => [name, "u32"]),
 );
 
-const bindings = ({ a, b, out, outVec }: MatmulParts): KernelInterface => ({
-  reads: { a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
+const bindings = ({ a, b, out, outVec, adds }: MatmulParts): KernelInterface => ({
+  reads: {
+    ...{ a: storage(a.dtype, a.vec), b: storage(b.dtype, b.vec) },
+    ...adds === "r" ? { r: storage(out, outVec) } : {},
+  },
   writes: { c: storage(out, outVec) },
   uniforms,
 });
@@ -151,20 +164,21 @@ function held(dtype: MatmulDType, word: string): string {
 }
 
 /** `store(start, n, v)`: columns n … n + 3 of the row of C that starts at element `start`, as far as they exist. */
-function storer({ out, outVec, accumulate }: Pick<MatmulParts, "out" | "outVec" | "accumulate">): string {
-  const plus = (value: string) => accumulate ? ` + ${value}` : "";
+function storer({ out, outVec, adds }: Pick<MatmulParts, "out" | "outVec" | "adds">): string {
+  const plus = (value: string) => adds ? ` + ${value}` : "";
+  const old = (shift: number) => adds ? `${adds}[(${addedFrom(adds, "at")}) >> ${shift}u]` : "";
   const two = (at: string, v: string) =>
-    `{ let i = ${at}; ${accumulate ? "let old = c[i]; " : ""}c[i] = pack(${v}${plus(held(out, "old"))}); }`;
+    `{ let at = ${at}; ${adds ? `let old = ${old(1)}; ` : ""}c[at >> 1u] = pack(${v}${plus(held(out, "old"))}); }`;
   const body = out === "f32"
     ? outVec === 4
-      ? `if (n < u.n) { let i = (start + n) >> 2u; c[i] = v${plus("c[i]")}; }`
-      : wgsl`${each(4, (j) => `if (n + ${j}u < u.n) { let i = start + n + ${j}u; c[i] = v[${j}]${plus("c[i]")}; }`)}`
+      ? `if (n < u.n) { let at = start + n; c[at >> 2u] = v${plus(old(2))}; }`
+      : wgsl`${each(4, (j) => `if (n + ${j}u < u.n) { let at = start + n + ${j}u; c[at] = v[${j}]${plus(old(0))}; }`)}`
     : outVec === 4
-    ? wgsl`if (n < u.n) { let i = (start + n) >> 2u; ${accumulate ? "let old4 = c[i]; " : ""}let sum = v${
+    ? wgsl`if (n < u.n) { let at = start + n; ${adds ? `let old4 = ${old(2)}; ` : ""}let sum = v${
       plus(held(out, "old4"))
-    }; c[i] = vec2u(pack(sum.xy), pack(sum.zw)); }`
-    : `if (n < u.n) ${two("(start + n) >> 1u", "v.xy")}
-if (n + 2u < u.n) ${two("(start + n + 2u) >> 1u", "v.zw")}`;
+    }; c[at >> 2u] = vec2u(pack(sum.xy), pack(sum.zw)); }`
+    : `if (n < u.n) ${two("start + n", "v.xy")}
+if (n + 2u < u.n) ${two("start + n + 2u", "v.zw")}`;
   return wgsl`${packer(out)}
 fn store(start: u32, n: u32, v: vec4f) { ${body} }`;
 }
@@ -404,13 +418,13 @@ ${
 }`);
 }
 
-/** Adds the partial products of a split k, first to last, and then what C holds where sums go on. */
-export function matmulSum(out: MatmulDType, accumulate = false): Kernel {
-  const old = out === "f32" ? "c[at]" : held(out, "old4");
-  return kernel(`matmul_sum_${letters[out]}${accumulate ? "_add" : ""}`, {
-    reads: { partials: "vec4f" },
+/** Adds the partial products of a split k, first to last, and then what a sum goes on from. */
+export function matmulSum(out: MatmulDType, adds?: Added): Kernel {
+  const at = adds === "r" ? "u.offset_r + i" : "at", old = out === "f32" ? `${adds}[${at}]` : held(out, "old4");
+  return kernel(`matmul_sum_${letters[out]}${addedName(adds)}`, {
+    reads: { partials: "vec4f", ...adds === "r" ? { r: storage(out, 4) } : {} },
     writes: { c: storage(out, 4) },
-    uniforms: { count: "u32", splits: "u32", offset: "u32" },
+    uniforms: { count: "u32", splits: "u32", offset: "u32", offset_r: "u32" },
   }, () =>
     wgsl`${packer(out)}
 @compute @workgroup_size(256)
@@ -420,7 +434,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   var sum = partials[i];
   for (var s = 1u; s < u.splits; s++) { sum += partials[s * u.count + i]; }
   let at = u.offset + i;
-  ${accumulate ? `${out === "f32" ? "" : "let old4 = c[at]; "}sum += ${old};` : ""}
+  ${adds ? `${out === "f32" ? "" : `let old4 = ${adds}[${at}]; `}sum += ${old};` : ""}
   c[at] = ${out === "f32" ? "sum" : "vec2u(pack(sum.xy), pack(sum.zw))"};
 }`);
 }

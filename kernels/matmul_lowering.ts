@@ -72,6 +72,8 @@ export interface MatmulTarget {
   readonly row?: number;
   /** Adds to what the target holds. */
   readonly accumulate?: boolean;
+  /** Adds this, dense as the target and of its type, from an offset that is a multiple of 4. */
+  readonly residual?: View;
 }
 
 /** y = a · b for matrices, f32 or of an even number of columns; written from a row of y on, or added to y. */
@@ -81,15 +83,15 @@ export function multiply(
   b: View,
   { transposeA, transposeB }: Params,
   y: View,
-  { row = 0, accumulate = false }: MatmulTarget = {},
+  { row = 0, accumulate = false, residual }: MatmulTarget = {},
 ): void {
   const { m, n, k } = matmulSizes(a.shape, b.shape, { transposeA, transposeB });
   const [left, right] = [place(a, transposeA, []), place(b, transposeB, [])];
   if (left === null || right === null) throw new RangeError("[matmul] an operand has no axis adjacent in memory");
   dispatchProduct(call, [a, b, y], {
     ...{ m, n, k, batch: [], a: left, b: right, out: y.dtype as MatmulDType },
-    ...{ offsetC: row * n, accumulate },
-  });
+    ...{ offsetC: row * n, accumulate, offsetR: residual?.offset },
+  }, residual);
 }
 
 /** Operands that one dispatch packs: with what it writes they are as many buffers as every device binds at once. */
@@ -100,12 +102,14 @@ const mostOperands = 4;
  * weight. Null where they would not be packed, or what holds them would be more than a binding: nothing has been done then.
  *
  * @param target gives y, `[rows of x, rows of all weights]`
+ * @param residual is added: see {@linkcode MatmulTarget}
  */
 export function multiplyJoined(
   call: Multiplying,
   x: View,
   weights: readonly View[],
   target: (shape: Shape) => View,
+  residual?: View,
 ): View | null {
   const [m, k] = x.shape, n = weights.reduce((sum, w) => sum + w.shape[0], 0);
   const { capabilities } = call, [first, ...others] = weights;
@@ -119,11 +123,12 @@ export function multiplyJoined(
   const problem: MatmulProblem = {
     ...{ m, n, k, batch: [], a: left, out: "f32" },
     b: { dtype: first.dtype as MatmulDType, ...at, transposed: true, batchStrides: [], below: others.map(placed) },
+    offsetR: residual?.offset,
   };
   const plan = planMatmul(capabilities, problem);
   if (plan.choice.kind !== "matrix" || !plan.packs.some(({ operand }) => operand === "b")) return null;
   const y = target([m, n]);
-  dispatchPlan(call, [[x], weights, y], problem, plan);
+  dispatchPlan(call, [[x], weights, y], problem, plan, residual);
   return y;
 }
 
@@ -131,8 +136,9 @@ function dispatchProduct(
   call: Multiplying,
   [a, b, y]: readonly [View, View, View],
   problem: MatmulProblem,
+  residual?: View,
 ): void {
-  dispatchPlan(call, [[a], [b], y], problem, planMatmul(call.capabilities, problem));
+  dispatchPlan(call, [[a], [b], y], problem, planMatmul(call.capabilities, problem), residual);
 }
 
 function dispatchPlan(
@@ -140,10 +146,16 @@ function dispatchPlan(
   [a, b, y]: readonly [readonly View[], readonly View[], View],
   problem: MatmulProblem,
   plan: MatmulPlan,
+  residual?: View,
 ): void {
-  const target = plan.sum === undefined ? y : call.temporary([plan.scratchBytes / 4], "f32");
-  call.dispatch(plan.kernel, [...packed(call, [a, b], plan), target], plan.uniforms, plan.workgroups, costOf(problem));
-  if (plan.sum !== undefined) call.dispatch(plan.sum.kernel, [target, y], plan.sum.uniforms, plan.sum.workgroups);
+  const { kernel, uniforms, workgroups, sum } = plan, operands = packed(call, [a, b], plan);
+  const added = residual === undefined ? [] : [residual];
+  if (sum === undefined) {
+    return call.dispatch(kernel, [...operands, ...added, y], uniforms, workgroups, costOf(problem));
+  }
+  const parts = call.temporary([plan.scratchBytes / 4], "f32");
+  call.dispatch(kernel, [...operands, parts], uniforms, workgroups, costOf(problem));
+  call.dispatch(sum.kernel, [parts, ...added, y], sum.uniforms, sum.workgroups);
 }
 
 const costOf = ({ m, n, k, batch }: MatmulProblem) => ({ flops: 2 * m * n * k * sizeOf(batch) });

@@ -12,6 +12,7 @@ import { draw, stored } from "../testing/laws/both.ts";
 import { open } from "./device.ts";
 import type { Lowering, View } from "./lowering.ts";
 import { multiply } from "./matmul_lowering.ts";
+import { type MatmulStep, pickMatmul, planMatmul } from "./matmul_plan.ts";
 import { BufferPool } from "./memory.ts";
 import { Pipelines } from "./pipelines.ts";
 import { DispatchQueue } from "./queue.ts";
@@ -55,7 +56,7 @@ for (const dtype of stored) {
   });
 }
 
-Deno.test("multiply() writes from a row of its target on, and adds to what the target holds", async () => {
+Deno.test("products go to a row of their target, and add what it holds or what lies elsewhere, also where k is split", async () => {
   const opened = await open(), { device, capabilities } = opened;
   const fail = (error: Error) => {
     throw error;
@@ -92,6 +93,34 @@ Deno.test("multiply() writes from a row of its target on, and adds to what the t
         assertClose(await read(y), expected, { rtol: 1e-5, atol: 1e-6 * k ** 0.5 * 4 });
         y.buffer.free();
       }
+      const y = upload(held, [m + 9, n]), residual = { ...upload(held, [m + 9, n]), offset: 4 };
+      multiply(call, x, w, { transposeA: false, transposeB: false }, y, { row, residual });
+      const expected = held.map((v, i) =>
+        i >= row * n && i < (row + m) * n ? ab[i - row * n] + held[i - row * n + 4] : v
+      );
+      assertClose(await read(y), expected, { rtol: 1e-5, atol: 1e-6 * k ** 0.5 * 4 });
+    }
+    for (const adds of [{ accumulate: true }, { offsetR: 4 }]) {
+      const y = upload(held, [m + 9, n]), r = upload(held, [m + 9, n]), at = { transposed: false, batchStrides: [] };
+      const plan = planMatmul(capabilities, {
+        ...{ m, n, k, batch: [], out: "f32", offsetC: 8, ...adds },
+        a: { ...at, dtype: "f32", offset: 0, stride: k },
+        b: { ...at, dtype: "f32", offset: 0, stride: n },
+      }, (device, problem) => ({ ...pickMatmul(device, problem), splits: 3 }));
+      const run = ({ kernel, uniforms, workgroups }: MatmulStep, views: View[]) =>
+        call.dispatch(kernel, views, uniforms, workgroups);
+      const added = "offsetR" in adds ? [r] : [];
+      if (plan.sum === undefined) run(plan, [x, w, ...added, y]);
+      else {
+        const parts = temporary([plan.scratchBytes / 4], "f32");
+        run(plan, [x, w, parts]);
+        run(plan.sum, [parts, ...added, y]);
+      }
+      const from = adds.offsetR ?? 8;
+      const expected = held.map((v, i) => i >= 8 && i < 8 + m * n ? ab[i - 8] + held[i - 8 + from] : v);
+      assertClose((await read(y)).subarray(0, 8 + m * n), expected.subarray(0, 8 + m * n), {
+        ...{ rtol: 1e-5, atol: 1e-6 * k ** 0.5 * 4 },
+      });
     }
   }
   device.destroy();

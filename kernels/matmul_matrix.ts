@@ -7,7 +7,8 @@
  *   ▲ ┌────┐ ┌────┬────┐             read in place; rows are eight halves longer than their elements, so that a matrix's
  *   bm├────┤ │ wn │    │ wm          rows start in different banks. The slices after them are on their way in registers.
  *   ▼ └────┘ └────┴────┘             Sums leave through a strip of workgroup memory: matrices can be stored whole or not at
- *                                    all, and there lanes convert, scale, add to what C holds, and stop at its edges.
+ *                                    all, and there lanes convert, scale, add what C or a residual holds, and stop at C's
+ *                                    edges.
  *
  * Nothing but the store knows ragged edges of m and n: loads repeat the last row. What is not f16 in whole vectors of eight
  * is packed first (matmul_matrix_pack.ts).
@@ -32,6 +33,7 @@
  *       loads two steps ahead, 32 registers more: 291    both sides' matrices before their products: 309    all of a step: 298
  *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
  *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
+ *   what is added read where it lies, instead of copied into C before: built, its speed on a card not measured yet
  *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
  *   here, do as well as the whole length baked in.
  *
@@ -43,7 +45,7 @@
  * of a processor's memory, whatever they take (up to 16 KiB each three run, up to 24 two, beyond one).
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
-import type { MatmulDType } from "./matmul.ts";
+import { type Added, addedFrom, addedName, type MatmulDType } from "./matmul.ts";
 import { folder, foldUniforms, type MatrixFold } from "./matmul_matrix_fold.ts";
 import { pack2, roundingFunctions } from "./storage.ts";
 
@@ -91,8 +93,8 @@ export interface MatrixParts {
   readonly exactK: boolean;
   /** Steps along k that the compiler knows to follow one another; every split's steps are a multiple. */
   readonly inner: number;
-  /** Adds to what C holds. */
-  readonly accumulate: boolean;
+  /** What is added before the store: see {@linkcode Added}. */
+  readonly adds?: Added;
   /** Operands that come with exponents: a power of two a row of A, a column of B, by which C is multiplied. */
   readonly scaledA: boolean;
   readonly scaledB: boolean;
@@ -105,8 +107,8 @@ export interface MatrixParts {
 const letters = { f32: "f", f16: "h", bf16: "b" };
 
 const uniforms: Record<string, UniformType> = Object.fromEntries(
-  ("m n k offset_a offset_b offset_c stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits chunk partial " +
-    "workgroups").split(" ").map((name) => [name, "u32"]),
+  ("m n k offset_a offset_b offset_c offset_r stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits " +
+    "chunk partial workgroups").split(" ").map((name) => [name, "u32"]),
 );
 
 /** Halves by which a row of a slice is longer than its elements, so that the rows of a matrix start in different banks. */
@@ -171,12 +173,11 @@ export function stripColumns(tile: MatrixTile, parts: MatrixParts): number {
 /** The kernel of a tile. */
 export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { transposedA, transposedB, out, outVec, exactK, inner, accumulate, scaledA, scaledB, deviceRounds, fold } =
-    parts;
+  const { transposedA, transposedB, out, outVec, exactK, inner, adds, scaledA, scaledB, deviceRounds, fold } = parts;
   const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
     `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_` +
     (fold ? `fold${fold.softcap ? "_cap" : ""}${fold.sum ? "_sum" : ""}` : `${letters[out]}${outVec}`) +
-    `${exactK ? "_exact" : ""}${inner > 1 ? `_i${inner}` : ""}${accumulate ? "_add" : ""}` +
+    `${exactK ? "_exact" : ""}${inner > 1 ? `_i${inner}` : ""}${addedName(adds)}` +
     `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}`;
   return kernel(name, {
     reads: {
@@ -184,6 +185,7 @@ export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
       ...scaledA ? { scale_a: "i32" } : {},
       ...scaledB ? { scale_b: "i32" } : {},
       ...fold ? { labels: "i32" } : {},
+      ...adds === "r" ? { r: typeOfC(parts) } : {},
     },
     writes: fold ? { c: "vec2f", chosen: "f32", ...fold.sum ? { sums: "f32" } : {} } : { c: typeOfC(parts) },
     uniforms: fold ? { ...uniforms, ...foldUniforms } : uniforms,
@@ -351,30 +353,29 @@ function typeOfC({ out, outVec }: MatrixParts): string {
 
 /** `store(base, m, n, v, w)`: the eight columns of C from n on, as far as they exist, in row m. */
 function storer(
-  { out, outVec, accumulate, scaledA, scaledB, deviceRounds, fold }: MatrixParts,
+  { out, outVec, adds, scaledA, scaledB, deviceRounds, fold }: MatrixParts,
   columns: number,
 ): string {
   const pair = (w: string) =>
     out === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
   const parts = ["low.x", "low.y", "low.z", "low.w", "high.x", "high.y", "high.z", "high.w"];
   const words = [0, 2, 4, 6].map((i) => {
-    const [a, b] = accumulate ? [`${parts[i]} + p${i}.x`, `${parts[i + 1]} + p${i}.y`] : [parts[i], parts[i + 1]];
+    const [a, b] = adds ? [`${parts[i]} + p${i}.x`, `${parts[i + 1]} + p${i}.y`] : [parts[i], parts[i + 1]];
     return pack2(out, a, b);
   });
-  const old = (i: number, w: string) => accumulate ? [`let p${i} = ${pair(w)};`] : [];
+  const old = (i: number, w: string) => adds ? [`let p${i} = ${pair(w)};`] : [];
   const within = (j: number, text: string) => j === 0 ? text : `if (n + ${j}u < u.n) { ${text} }`;
   let lines: string[];
   if (out === "f32") {
     lines = outVec >= 4
       ? ["low", "high"].map((v, h) => {
-        const i = `(start >> 2u) + ${h}u`;
-        const text = `c[${i}] = ${v}${accumulate ? ` + c[${i}]` : ""};`;
+        const text = `c[(start >> 2u) + ${h}u] = ${v}${adds ? ` + ${adds}[(other >> 2u) + ${h}u]` : ""};`;
         return outVec === 8 ? text : within(4 * h, text);
       })
-      : parts.map((v, j) => within(j, `c[start + ${j}u] = ${v}${accumulate ? ` + c[start + ${j}u]` : ""};`));
+      : parts.map((v, j) => within(j, `c[start + ${j}u] = ${v}${adds ? ` + ${adds}[other + ${j}u]` : ""};`));
   } else if (outVec === 8) {
     lines = [
-      ...accumulate ? ["let before = c[start >> 3u];"] : [],
+      ...adds ? [`let before = ${adds}[other >> 3u];`] : [],
       ...["x", "y", "z", "w"].flatMap((w, i) => old(2 * i, `before.${w}`)),
       `c[start >> 3u] = vec4u(${words.join(", ")});`,
     ];
@@ -383,7 +384,7 @@ function storer(
       within(
         4 * h,
         [
-          ...accumulate ? [`let before = c[(start >> 2u) + ${h}u];`] : [],
+          ...adds ? [`let before = ${adds}[(other >> 2u) + ${h}u];`] : [],
           ...["x", "y"].flatMap((w, i) => old(4 * h + 2 * i, `before.${w}`)),
           `c[(start >> 2u) + ${h}u] = vec2u(${words.slice(2 * h, 2 * h + 2).join(", ")});`,
         ].join(" "),
@@ -391,7 +392,7 @@ function storer(
     );
   } else {
     lines = words.map((word, i) =>
-      within(2 * i, [...old(2 * i, `c[(start >> 1u) + ${i}u]`), `c[(start >> 1u) + ${i}u] = ${word};`].join(" "))
+      within(2 * i, [...old(2 * i, `${adds}[(other >> 1u) + ${i}u]`), `c[(start >> 1u) + ${i}u] = ${word};`].join(" "))
     );
   }
   const scaled = scaledA || scaledB;
@@ -414,7 +415,7 @@ fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * po
 ${power}
 fn store(${parameters}) {
   if (m >= u.m || n >= u.n) { return; }
-  let start = base + m * u.n + n;
+  let start = base + m * u.n + n;${adds ? ` let other = ${addedFrom(adds, "start")};` : ""}
   ${values}
 ${lines}
 }`;

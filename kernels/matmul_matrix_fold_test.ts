@@ -7,7 +7,7 @@ const tile: MatrixTile = {
 };
 const parts: MatrixParts = {
   ...{ transposedA: false, transposedB: true, out: "f32", outVec: 8, exactK: true, inner: 4 },
-  ...{ accumulate: false, scaledA: true, scaledB: true, deviceRounds: false },
+  ...{ scaledA: true, scaledB: true, deviceRounds: false },
 };
 
 Deno.test("folded products name their options, and write strips and no C", () => {

@@ -12,7 +12,14 @@ import {
 } from "./matmul_matrix.ts";
 import type { MatrixFold } from "./matmul_matrix_fold.ts";
 import { mostOfRows, packMatrix, type PackParts, packSide, sideRows } from "./matmul_matrix_pack.ts";
-import type { MatmulCapabilities, MatmulPlan, MatmulProblem, MatmulStep, MatmulView } from "./matmul_plan.ts";
+import {
+  addedOf,
+  type MatmulCapabilities,
+  type MatmulPlan,
+  type MatmulProblem,
+  type MatmulStep,
+  type MatmulView,
+} from "./matmul_plan.ts";
 
 /** The dispatch that packs an operand, and what it writes. */
 export interface PackStep extends MatmulStep {
@@ -182,7 +189,6 @@ const plain = {
   outVec: 1,
   exactK: true,
   inner: 1,
-  accumulate: false,
   scaledA: false,
   scaledB: false,
   deviceRounds: false,
@@ -264,7 +270,7 @@ export function planMatrix(
   tile: MatrixTile,
   fold?: MatrixFold,
 ): MatmulPlan & { readonly parts: MatrixParts } {
-  const { m, n, k, batch, out, offsetC = 0, accumulate = false } = problem;
+  const { m, n, k, batch, out, offsetC = 0, offsetR = 0 } = problem, adds = addedOf(problem);
   const software = capabilities.subgroupSize <= 8;
   const packing = packings(problem), packs: PackStep[] = [];
   const operand = (x: "a" | "b"): MatmulView => {
@@ -283,7 +289,7 @@ export function planMatrix(
     inner: exactK && k % chunk === 0 ? Math.min(64, steps & -steps) : 1,
     out: splits > 1 ? "f32" : out,
     outVec: n % 8 === 0 ? 8 : n % 4 === 0 ? 4 : n % 2 === 0 ? 2 : 1,
-    accumulate: accumulate && splits === 1,
+    ...splits === 1 ? { adds } : {},
     scaledA: problem.a.dtype !== "f16",
     scaledB: problem.b.dtype !== "f16",
     deviceRounds: splits === 1 && out === "f16" && fold === undefined && (capabilities.roundsF16 ?? false),
@@ -311,15 +317,15 @@ export function planMatrix(
         stride_a: a.stride,
         stride_b: b.stride,
       },
-      offset_c: splits > 1 ? 0 : offsetC,
+      ...{ offset_c: splits > 1 ? 0 : offsetC, offset_r: offsetR },
       ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
     },
     scratchBytes: splits > 1 ? partial * splits * 4 : 0,
     sum: splits > 1
       ? {
-        kernel: matmulSum(out, accumulate),
+        kernel: matmulSum(out, adds),
         workgroups: line(Math.ceil(partial / 1024)),
-        uniforms: { count: partial / 4, splits, offset: offsetC / 4 },
+        uniforms: { count: partial / 4, splits, offset: offsetC / 4, offset_r: offsetR / 4 },
       }
       : undefined,
   };

@@ -32,7 +32,7 @@ function* everyParts(): Generator<MatrixParts> {
   for (const transposedA of flags) {
     for (const transposedB of flags) {
       for (const exactK of flags) {
-        for (const accumulate of flags) {
+        for (const adds of [undefined, "c", "r"] as const) {
           for (const scaledA of flags) {
             for (
               const [out, outVec, inner] of [["f32", 8, 1], ["f32", 1, 4], ["f16", 8, 4], ["f16", 2, 1], [
@@ -41,7 +41,7 @@ function* everyParts(): Generator<MatrixParts> {
                 1,
               ]] as const
             ) {
-              const layout = { transposedA, transposedB, exactK, accumulate, out, outVec, inner };
+              const layout = { transposedA, transposedB, exactK, adds, out, outVec, inner };
               yield { ...layout, scaledA, scaledB: !scaledA, deviceRounds: out === "f16" && exactK };
             }
           }

@@ -5,6 +5,7 @@
 import type { Capabilities } from "../tensor/backend.ts";
 import type { Kernel } from "./kernel.ts";
 import {
+  type Added,
   matmulColumns,
   type MatmulDType,
   type MatmulParts,
@@ -51,6 +52,13 @@ export interface MatmulProblem {
   readonly offsetC?: number;
   /** Adds to what C holds. */
   readonly accumulate?: boolean;
+  /** Where what is added to C begins in a buffer of its own, dense as C and of its type; in elements, a multiple of 4. */
+  readonly offsetR?: number;
+}
+
+/** What a product adds to the sum of terms. */
+export function addedOf({ accumulate, offsetR }: MatmulProblem): Added | undefined {
+  return offsetR !== undefined ? "r" : accumulate ? "c" : undefined;
 }
 
 /** What the choice must know of a device. */
@@ -77,8 +85,8 @@ export interface MatmulStep {
 }
 
 /**
- * The first step binds a, b and what it writes: C, or `scratchBytes` of partial products, which `sum` adds into C. `packs`
- * come before it, and replace operands; their exponents are bound after b.
+ * The first step binds a, b and what it writes: C, or `scratchBytes` of partial products, which `sum` adds into C. What is
+ * added to C is bound before C. `packs` come before it, and replace operands; their exponents are bound after b.
  */
 export interface MatmulPlan extends MatmulStep {
   readonly choice: MatmulChoice;
@@ -234,7 +242,7 @@ export function planMatmul(
   pick: (capabilities: MatmulCapabilities, problem: MatmulProblem) => MatmulChoice = pickMatmul,
 ): MatmulPlan {
   const p = collapse(problem);
-  const { offsetC = 0, accumulate = false } = problem;
+  const { offsetC = 0, offsetR = 0 } = problem, adds = addedOf(problem);
   const choice = pick(capabilities, p);
   if (choice.kind === "matrix") return planMatrix(capabilities, p, choice);
   const step = choice.kind === "tile" ? choice.bk : 8;
@@ -260,7 +268,7 @@ export function planMatmul(
     out: splits > 1 ? "f32" : p.out,
     outVec: n % 4 === 0 ? 4 : 1,
     exactK: choice.kind === "tile" && p.k % choice.bk === 0,
-    accumulate: accumulate && splits === 1,
+    ...splits === 1 ? { adds } : {},
   };
   const [kernel, tm, tn] = choice.kind === "tile"
     ? [matmulTile(choice, parts), choice.bm, choice.bn]
@@ -282,15 +290,15 @@ export function planMatmul(
     workgroups: line(workgroups),
     uniforms: {
       ...{ m, n, k: p.k, offset_a: p.a.offset, offset_b: p.b.offset, stride_a: p.a.stride, stride_b: p.b.stride },
-      offset_c: splits > 1 ? 0 : offsetC,
+      ...{ offset_c: splits > 1 ? 0 : offsetC, offset_r: offsetR },
       ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
     },
     scratchBytes: splits > 1 ? partial * splits * 4 : 0,
     sum: splits > 1
       ? {
-        kernel: matmulSum(p.out, accumulate),
+        kernel: matmulSum(p.out, adds),
         workgroups: line(Math.ceil(partial / 1024)),
-        uniforms: { count: partial / 4, splits, offset: offsetC / 4 },
+        uniforms: { count: partial / 4, splits, offset: offsetC / 4, offset_r: offsetR / 4 },
       }
       : undefined,
   };

@@ -36,7 +36,7 @@ function* parts(vecs: readonly (1 | 4 | 8)[]): Generator<MatmulParts> {
     for (const b of operands(vecs)) {
       for (const out of dtypes) {
         for (const outVec of [1, 4] as const) {
-          for (const accumulate of [false, true]) yield { a, b, out, outVec, exactK: false, accumulate };
+          for (const adds of [undefined, "c", "r"] as const) yield { a, b, out, outVec, exactK: false, adds };
         }
       }
     }
@@ -49,7 +49,7 @@ function distinct(kernels: Iterable<readonly [parameters: string, kernel: Kernel
   for (const [parameters, kernel] of kernels) {
     assert.equal(names.get(kernel.name) ?? parameters, parameters, `two kernels are called ${kernel.name}`);
     names.set(kernel.name, parameters);
-    assert.deepEqual(kernel.reads, ["a", "b"]);
+    assert.deepEqual(kernel.reads, kernel.name.endsWith("_residual") ? ["a", "b", "r"] : ["a", "b"]);
     assert.deepEqual(kernel.writes, ["c"]);
     assert.doesNotMatch(kernel.source, /undefined|NaN|enable |\[object/);
   }
@@ -108,7 +108,6 @@ Deno.test("a tile's threads load every vector of its slices, and none twice", ()
       out: "f32",
       outVec: 4,
       exactK: true,
-      accumulate: false,
     });
     assert.equal(Number(source.match(/@workgroup_size\((\d+)\)/)?.[1]), threads);
     assert.equal([...source.matchAll(/var v_a\d+ /g)].length * threads * 4, bm * bk);

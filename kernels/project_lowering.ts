@@ -3,7 +3,7 @@ import { projectInputs, type ProjectParams } from "../tensor/project.ts";
 import { type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { expressions, gridFor, locateValues } from "./elementwise.ts";
 import { lowerSwiglu } from "./gated.ts";
-import { copy, elementwise, type Lowering, partCall, type View } from "./lowering.ts";
+import { elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
 import { multiply, multiplyJoined, sharing } from "./matmul_lowering.ts";
 import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
@@ -74,16 +74,17 @@ function many(
     lowerRmsNorm(partCall(call, [norm, given], [x, temporary([rows])], { eps: eps! }));
   }
   const products = sharing(call); // x is packed once for all
-  const product = (w: View, to: View, accumulate = false) =>
+  const added = residual && matrix(call.dense(residual));
+  const product = (w: View, to: View, residual?: View) =>
     multiply(products, x, w.strides[1] === 1 ? w : call.dense(w), { transposeA: false, transposeB: true }, to, {
-      accumulate,
+      residual,
     });
-  if (weights.length === 1) {
-    if (residual !== undefined) copy(call, matrix(call.dense(residual)), y);
-    return product(weights[0], y, residual !== undefined);
-  }
-  const whole = residual === undefined ? y : temporary(y.shape);
-  const side = multiplyJoined(products, x, weights, gated ? temporary : () => whole);
+  if (weights.length === 1) return product(weights[0], y, added);
+  const side = gated
+    ? multiplyJoined(products, x, weights, temporary)
+    : multiplyJoined(products, x, weights, () => y, added);
+  if (side !== null && !gated) return;
+  const whole = added === undefined ? y : temporary(y.shape);
   let column = 0;
   const made = weights.map((w) => {
     const shape = [rows, w.shape[0]];
@@ -93,7 +94,7 @@ function many(
     return one;
   });
   if (gated) lowerSwiglu(partCall(call, made, [whole], {}));
-  else if (side === null) {
+  else {
     for (const one of made) {
       const at = { shape: one.shape, strides: y.strides, offset: column };
       const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);
@@ -101,5 +102,5 @@ function many(
       column += one.shape[1];
     }
   }
-  if (residual !== undefined) elementwise(call, "add", expressions.add, [whole, matrix(call.dense(residual))], y);
+  if (added !== undefined) elementwise(call, "add", expressions.add, [whole, added], y);
 }

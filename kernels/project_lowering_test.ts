@@ -1,16 +1,23 @@
 import assert from "node:assert/strict";
 import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
-import { slice } from "../tensor/movement.ts";
+import { abs } from "../tensor/elementwise.ts";
+import { slice, transpose } from "../tensor/movement.ts";
 import { project } from "../tensor/project.ts";
 import { key, randn } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { DType } from "../tensor/dtype.ts";
 import { compile } from "../tensor/compile.ts";
 import { assertClose } from "../testing/close.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
+import { draw, stored } from "../testing/laws/both.ts";
 import { webgpu } from "./webgpu.ts";
 
 const backends = [cpu(), await needAdapter(webgpu())];
+
+/** Whether weights of a type are multiplied on matrix units after they were packed. */
+const unitsFor = (dtype: DType) =>
+  dtype === "bf16" && backends[1].capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
 
 Deno.test("one dispatch for up to 32 rows, and the same result for more", async () => {
   const draw = (seed: number, shape: number[]) => randn(key(seed, { backend: backends[0] }), shape);
@@ -35,5 +42,45 @@ Deno.test("weights that are views, or of odd lengths, give the same", async () =
       return project(at(1, [2, 2, k]), [w, w]).data();
     }));
     assertClose(b, a, { rtol: 1e-4, atol: 1e-4 });
+  }
+});
+
+Deno.test("a residual is added by the product's store, in place where it lies in rows", async () => {
+  for (const dtype of stored) {
+    for (
+      const [rows, k, widths] of [[33, 24, [20]], [40, 61, [27]], [70, 40, [6]], [37, 24, [16, 24]]] as [
+        number,
+        number,
+        number[],
+      ][]
+    ) {
+      const n = widths.reduce((a, b) => a + b), dims = [[rows, k], [rows + 1, n], [n, rows]];
+      const host = [...dims.map((shape, i) => draw(i, shape)), ...widths.map((w, i) => draw(3 + i, [w, k], dtype))];
+      const on = host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype: x.dtype, backend: backends[1] }));
+      const lies: ((below: Tensor, turned: Tensor) => Tensor)[] = [
+        (below) => slice(below, [1, 0], [rows + 1, n]),
+        (_, turned) => transpose(turned),
+      ];
+      for (const [i, residualOf] of lies.entries()) {
+        const f = (x: Tensor, below: Tensor, turned: Tensor, ...w: Tensor[]) =>
+          project(x, w, { residual: residualOf(below, turned) });
+        using compiled = compile(f);
+        const [x, below, turned, ...weights] = on, got = await compiled(x, below, turned, ...weights).data();
+        const exact = f(host[0], host[1], host[2], ...host.slice(3)).dataSync();
+        const size = project(abs(host[0]), host.slice(3).map((w) => abs(w))).dataSync();
+        // Matrix units take eleven digits of x.
+        exact.forEach((y, j) => assert.ok(Math.abs(got[j] - y) <= size[j] * 2 ** -11 + Math.abs(y) * 2 ** -22, `${j}`));
+        const names = compiled.recordings[0].kernels.map(({ name }) => name);
+        const copies = names.filter((name) => /^(cast|turn)/.test(name)).length;
+        if (widths.length === 1) {
+          assert.ok(copies <= (i === 0 && n % 4 === 0 ? 0 : k % 8 === 0 || i === 0 ? 1 : 2), `${names}`);
+        }
+        assert.equal(
+          names.some((name) => name.includes("_residual")),
+          widths.length === 1 || unitsFor(dtype),
+          `${names}`,
+        );
+      }
+    }
   }
 });
