@@ -6,7 +6,7 @@
  * storage, a scale that is not between 10⁻⁶ and 1, fewer rows than 16, and in the backward dropout, the gradient of a bias,
  * and head sizes over 128, whose matrices do not fit the registers.
  */
-import type { Capabilities } from "../tensor/backend.ts";
+import { type Capabilities, matrixUnits } from "../tensor/backend.ts";
 import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
 import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import { attentionMatrixBackwardMemory, type AttentionMatrixBackwardParams } from "./attention_matrix_backward.ts";
@@ -25,11 +25,9 @@ export type MatrixCapabilities = Pick<
 type Storage = Readonly<Record<"q" | "k" | "v", AttentionStorage>>;
 
 /** The adapter's matrices: the deepest of f16 that are summed in f32, and of these the narrowest. */
-function unitOf({ f16, subgroupSize, subgroupMatrix }: MatrixCapabilities): { m: number; n: number; k: number } | null {
-  if (!f16 || subgroupSize === 0) return null;
-  const found = subgroupMatrix.filter(({ ab, acc, n, k }) =>
-    ab === "f16" && acc === "f32" && n % 8 === 0 && k % 8 === 0
-  );
+function unitOf(capabilities: MatrixCapabilities): { m: number; n: number; k: number } | null {
+  if (!capabilities.f16 || capabilities.subgroupSize === 0) return null;
+  const found = matrixUnits(capabilities).filter(({ n, k }) => n % 8 === 0 && k % 8 === 0);
   return found.sort((a, b) => b.m * b.k - a.m * a.k || a.n - b.n)[0] ?? null;
 }
 

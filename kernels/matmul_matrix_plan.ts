@@ -1,5 +1,5 @@
 /** From a product to dispatches on matrix units: which tile, which operands are packed first, with which uniforms. */
-import type { Capabilities } from "../tensor/backend.ts";
+import { matrixUnits } from "../tensor/backend.ts";
 import type { Kernel } from "./kernel.ts";
 import { matmulSum } from "./matmul.ts";
 import {
@@ -33,13 +33,10 @@ export interface PackStep extends MatmulStep {
 }
 
 /** The shape of the units that multiply f16 and sum in f32; the largest where there are several. */
-export function matrixUnit(
-  { subgroupMatrix = [] }: Pick<Partial<Capabilities>, "subgroupMatrix">,
-): MatrixUnit | undefined {
-  return subgroupMatrix
-    .filter(({ ab, acc, m, n, k }) => ab === "f16" && acc === "f32" && [m, n, k].every((x) => x % 8 === 0))
-    .toSorted((x, y) => y.m * y.n * y.k - x.m * x.n * x.k)
-    .map(({ m, n, k }) => ({ m, n, k }))[0];
+export function matrixUnit(capabilities: Parameters<typeof matrixUnits>[0]): MatrixUnit | undefined {
+  return matrixUnits(capabilities)
+    .filter(({ m, n, k }) => [m, n, k].every((x) => x % 8 === 0))
+    .toSorted((x, y) => y.m * y.n * y.k - x.m * x.n * x.k)[0];
 }
 
 /** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import type { Backend } from "../tensor/backend.ts";
+import { type Backend, matrixUnits } from "../tensor/backend.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { compile } from "../tensor/compile.ts";
 import { tensor } from "../tensor/create.ts";
@@ -115,7 +115,7 @@ async function measure({ sizes: [m, n, k], dtype, layout = "nn", batch = [[], []
 }
 
 /** Whether matrix units are to be used here; where there are none, the same cases try the portable kernels. */
-const hasUnits = gpu.capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
+const hasUnits = matrixUnits(gpu.capabilities).length > 0;
 
 async function check(cases: readonly Case[], packs: number | null): Promise<void> {
   for (const each of cases) {

@@ -3,7 +3,7 @@ import { flashAttention } from "../tensor/attention.ts";
 import { type AttentionCache, cacheAttentionOp } from "../tensor/attention_cache.ts";
 import { naiveAttention } from "../tensor/attention_eager.ts";
 import { tensorsOf } from "../tensor/attention_options.ts";
-import type { Backend } from "../tensor/backend.ts";
+import { type Backend, matrixUnits } from "../tensor/backend.ts";
 import { arange, tensor } from "../tensor/create.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { add, cast, greaterEqual, lessEqual, logicalAnd, maximum, sub } from "../tensor/elementwise.ts";
@@ -137,9 +137,8 @@ export function multiHeadAttention(
  * Whether keys and values of a type are multiplied as they are by a backend's matrix units, with queries of f32, while those
  * of f32 are not.
  */
-export function multipliesStored({ capabilities: { f16, subgroupMatrix } }: Backend, dtype: DType): boolean {
-  return (dtype === "f16" || dtype === "bf16") && f16 &&
-    subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
+export function multipliesStored({ capabilities }: Backend, dtype: DType): boolean {
+  return (dtype === "f16" || dtype === "bf16") && capabilities.f16 && matrixUnits(capabilities).length > 0;
 }
 
 /** Tokens in a call up to which it is a step of decoding. */

@@ -31,6 +31,13 @@ export interface Capabilities {
   readonly maxWorkgroups: number;
 }
 
+/** The shapes of the matrix units that multiply f16 and sum in f32, as kernels use them. */
+export function matrixUnits(
+  { subgroupMatrix = [] }: Partial<Pick<Capabilities, "subgroupMatrix">>,
+): { m: number; n: number; k: number }[] {
+  return subgroupMatrix.filter(({ ab, acc }) => ab === "f16" && acc === "f32").map(({ m, n, k }) => ({ m, n, k }));
+}
+
 /** Bytes held on a backend. */
 export interface MemoryInfo {
   /** Bytes that live tensors hold. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { type Backend, getBackend, memory, resetPeak, setBackend } from "./backend.ts";
+import { type Backend, getBackend, matrixUnits, memory, resetPeak, setBackend } from "./backend.ts";
 import { cpu } from "./cpu.ts";
 import { tensor, zeros } from "./create.ts";
 import { exp } from "./elementwise.ts";
@@ -42,4 +42,15 @@ Deno.test("memory() counts what lives now and the most that ever did; resetPeak(
   resetPeak();
   assert.equal(memory().peak, before + 200);
   y.dispose();
+});
+
+Deno.test("matrixUnits() are the units that multiply f16 and sum in f32", () => {
+  const unit = { m: 16, n: 8, k: 16 };
+  const subgroupMatrix = [
+    { ...unit, ab: "i8", acc: "i32" },
+    { ...unit, ab: "f16", acc: "f32" },
+    { ...unit, ab: "f16", acc: "f16" },
+  ];
+  assert.deepEqual(matrixUnits({ subgroupMatrix }), [unit]);
+  assert.deepEqual(matrixUnits({}), []);
 });

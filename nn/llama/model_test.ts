@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { webgpu } from "../../mod.ts";
 import { valueAndGrad, vjp } from "../../autograd/grad.ts";
-import { getBackend, memory, setBackend } from "../../tensor/backend.ts";
+import { getBackend, matrixUnits, memory, setBackend } from "../../tensor/backend.ts";
 import { compile } from "../../tensor/compile.ts";
 import { cpu } from "../../tensor/cpu.ts";
 import { arange, ones, tensor, zeros } from "../../tensor/create.ts";
@@ -243,7 +243,7 @@ async function boundOf(
   ids: Tensor,
   want: ArrayLike<number>,
 ): Promise<number> {
-  if (!getBackend().capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32")) return f32;
+  if (matrixUnits(getBackend().capabilities).length === 0) return f32;
   // Matrix units take eleven digits of them, a model all in bf16 eight: they err an eighth as much.
   const [plain, pullback] = vjp((p: Record<string, Tensor>) => llama.forward(p, small, ids).logits, params);
   const all = await plain.data();
@@ -305,8 +305,8 @@ test("a text is the same with a cache and without one, in the parameters' type t
   assert.deepEqual(await llama.forward(params, even, ids, { attentionMask, positions }).logits.data(), whole);
 });
 
-const { f16, subgroupMatrix } = backends[1].capabilities;
-const units = f16 && subgroupMatrix.length > 0;
+const { capabilities } = backends[1];
+const units = capabilities.f16 && matrixUnits(capabilities).length > 0;
 Deno.test({ name: "a layer of many tokens is few dispatches on matrix units", ignore: !units }, () => {
   const [, backend] = backends;
   const launches = (layers: number) => {

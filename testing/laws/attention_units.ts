@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { attentionBackwardOp, attentionOp } from "../../tensor/attention.ts";
 import { flashAttentionWithKvCache } from "../../tensor/attention_cache.ts";
 import type { OptionalInput } from "../../tensor/attention_options.ts";
-import type { Backend } from "../../tensor/backend.ts";
+import { type Backend, matrixUnits } from "../../tensor/backend.ts";
 import { compile } from "../../tensor/compile.ts";
 import { cpu } from "../../tensor/cpu.ts";
 import { tensor } from "../../tensor/create.ts";
@@ -14,7 +14,7 @@ import type { Tensor } from "../../tensor/tensor.ts";
 
 /** What declares tests that exist where a backend has matrix units; null where it has none. */
 export function onUnits(gpu: Backend): ((name: string, test: () => Promise<void>) => void) | null {
-  return gpu.capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32") ? Deno.test : null;
+  return matrixUnits(gpu.capabilities).length > 0 ? Deno.test : null;
 }
 
 /** An operand as numbers, already rounded to its dtype. */
