@@ -3,78 +3,42 @@ import assert from "node:assert/strict";
 import { cacheAppendOp, cacheAttentionOp } from "../tensor/attention_cache.ts";
 import type { OptionalInput } from "../tensor/attention_options.ts";
 import type { Backend } from "../tensor/backend.ts";
-import { cpu } from "../tensor/cpu.ts";
-import { tensor } from "../tensor/create.ts";
-import { type DType, dtypes, isFloat } from "../tensor/dtype.ts";
+import type { DType } from "../tensor/dtype.ts";
 import { runAll } from "../tensor/op.ts";
-import { key, randn } from "../tensor/random.ts";
-import type { Tensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
+import {
+  assertNear,
+  host,
+  type Input,
+  integers,
+  normal,
+  on,
+  opCall,
+  type Problem,
+  randomMask,
+} from "../testing/laws/attention_problem.ts";
 import { denseStrides } from "./attention_options.ts";
 import { plainAttention } from "./attention_common.ts";
 import { pickAttentionDecode } from "./attention_decode.ts";
 import { webgpu } from "./webgpu.ts";
 
-const host = cpu();
 const adapter = await needAdapter(webgpu());
 const portable = await needAdapter(webgpu());
 Object.assign(portable.capabilities, { subgroupSize: 0, subgroups: false });
 
-interface Input {
-  readonly shape: readonly number[];
-  readonly dtype: DType;
-  readonly values: ArrayLike<number>;
-}
-
-let seed = 1;
-
-async function normal(shape: readonly number[], dtype: DType = "f32"): Promise<Input> {
-  return { shape, dtype, values: await randn(key(seed++, { backend: host }), shape, { dtype }).data() };
-}
-
-function integers(values: readonly number[], shape: readonly number[] = [values.length]): Input {
-  return { shape, dtype: "i32", values };
-}
-
-function on(backend: Backend, { shape, dtype, values }: Input): Tensor {
-  const type = backend === host && isFloat(dtype) ? "f64" : dtype;
-  return tensor(Array.from(values), { shape, dtype: type, backend });
-}
-
-function assertNear(what: string, actual: ArrayLike<number>, expected: ArrayLike<number>, dtype: DType): void {
-  let size = 1;
-  for (let i = 0; i < expected.length; i++) {
-    if (Number.isFinite(expected[i])) size = Math.max(size, Math.abs(expected[i]));
-  }
-  const unit = dtype === "f32" ? 0 : dtypes[dtype].epsilon;
-  for (let i = 0; i < expected.length; i++) {
-    if (actual[i] === expected[i]) continue;
-    const bound = 4e-6 * size + unit * Math.abs(expected[i]);
-    assert.ok(Math.abs(actual[i] - expected[i]) <= bound, `${what}[${i}] is ${actual[i]}, expected ${expected[i]}`);
-  }
-}
-
-interface Cached {
-  readonly q: Input;
-  readonly k: Input;
-  readonly v: Input;
+interface Cached extends Omit<Problem, "maxSeqlens" | "sizes"> {
   readonly lengths: Input;
-  readonly optional?: Partial<Record<OptionalInput, Input>>;
-  readonly window?: readonly [number, number];
-  readonly softcap?: number;
-  readonly dropout?: number;
   readonly added?: number;
   readonly interleaved?: boolean;
   readonly numSplits?: number;
 }
 
 async function checkAttention(backend: Backend, cached: Cached): Promise<void> {
-  const { q, k, v, lengths, optional = {}, window = [-1, -1], softcap = 0, dropout = 0 } = cached;
-  const { added = 0, interleaved = false, numSplits = 0 } = cached, names = Object.keys(optional) as OptionalInput[];
-  const scale = q.shape.at(-1)! ** -0.5;
-  const params = { scale, window, softcap, dropout, optional: names, added, interleaved, numSplits };
-  const inputs = [q, k, v, lengths, ...names.map((name) => optional[name]!)];
-  const run = (at: Backend) => runAll(cacheAttentionOp, inputs.map((x) => on(at, x)), params);
+  const { added = 0, interleaved = false, numSplits = 0 } = cached,
+    { params, inputs: [q, k, v, ...more] } = opCall(cached);
+  const inputs = [q, k, v, cached.lengths, ...more];
+  const run = (at: Backend) =>
+    runAll(cacheAttentionOp, inputs.map((x) => on(at, x)), { ...params, added, interleaved, numSplits });
   const [results, wanted] = [run(backend), run(host)];
   for (const [i, name] of ["out", "lse"].entries()) {
     assertNear(name, await results[i].data(), await wanted[i].data(), results[i].dtype);
@@ -115,7 +79,6 @@ for (const [name, backend] of [["adapter", adapter], ["adapter without subgroups
 }
 
 Deno.test("decoding with all options is exact, in one part and in three", async () => {
-  const allowed = (await normal([2, 1, 1, 150])).values;
   for (const numSplits of [1, 3]) {
     await checkAttention(adapter, {
       q: await normal([2, 2, 6, 32]),
@@ -124,7 +87,7 @@ Deno.test("decoding with all options is exact, in one part and in three", async 
       optional: {
         alibiSlopes: await normal([6]),
         bias: await normal([2, 150]),
-        mask: { shape: [2, 1, 1, 150], dtype: "bool", values: Array.from(allowed, (x) => x < 0.5 ? 1 : 0) },
+        mask: await randomMask([2, 1, 1, 150]),
         sinks: await normal([6]),
         key: { shape: [2], dtype: "u32", values: [5, 77] },
         cacheBatchIdx: integers([3, 1]),

@@ -2,19 +2,25 @@
 import assert from "node:assert/strict";
 import { attentionBackwardOp, attentionOp } from "../tensor/attention.ts";
 import { dropoutMask } from "../tensor/attention_dropout.ts";
-import type { OptionalInput } from "../tensor/attention_options.ts";
 import type { Backend, Capabilities } from "../tensor/backend.ts";
-import { cpu } from "../tensor/cpu.ts";
-import { tensor } from "../tensor/create.ts";
-import { type DType, dtypes, isFloat } from "../tensor/dtype.ts";
 import { broadcastTo, permute, reshape, slice } from "../tensor/movement.ts";
 import { runAll } from "../tensor/op.ts";
-import { key, randn } from "../tensor/random.ts";
+import { key } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
+import {
+  assertNear,
+  dense,
+  dropoutKey,
+  everyOption,
+  host,
+  normal,
+  on,
+  opCall,
+  packed,
+  type Problem,
+} from "../testing/laws/attention_problem.ts";
 import { webgpu } from "./webgpu.ts";
-
-const host = cpu();
 
 async function device(changes: Partial<Capabilities> = {}): Promise<Backend> {
   const backend = await needAdapter(webgpu());
@@ -27,57 +33,13 @@ const adapter = await device();
 const portable = await device({ subgroupSize: 0, subgroups: false });
 const least = await device({ subgroupSize: 0, subgroups: false, maxWorkgroupMemory: 16384, maxInvocations: 256 });
 
-interface Input {
-  readonly shape: readonly number[];
-  readonly dtype: DType;
-  readonly values: ArrayLike<number>;
-}
-
-let seed = 1;
-
-/** Normal numbers as the dtype holds them. */
-async function normal(shape: readonly number[], dtype: DType = "f32", scale = 1): Promise<Input> {
-  const values = await randn(key(seed++, { backend: host }), shape, { dtype }).data();
-  return { shape, dtype, values: scale === 1 ? values : Float32Array.from(values, (x) => Math.fround(x * scale)) };
-}
-
-function on(backend: Backend, { shape, dtype, values }: Input): Tensor {
-  const type = backend === host && isFloat(dtype) ? "f64" : dtype;
-  return tensor(Array.from(values), { shape, dtype: type, backend });
-}
-
-interface Problem {
-  readonly q: Input;
-  readonly k: Input;
-  readonly v: Input;
-  readonly optional?: Partial<Record<OptionalInput, Input>>;
-  readonly window?: readonly [number, number];
-  readonly softcap?: number;
-  readonly dropout?: number;
-  readonly maxSeqlens?: readonly [number, number];
+interface Gradients extends Problem {
   readonly gradients?: readonly ("bias" | "sinks")[];
 }
 
-/** Largest distance, counted in what f32 sums of that size and one rounding to the dtype may cost. */
-function assertNear(what: string, actual: ArrayLike<number>, expected: ArrayLike<number>, dtype: DType): void {
-  let size = 1;
-  for (let i = 0; i < expected.length; i++) {
-    if (Number.isFinite(expected[i])) size = Math.max(size, Math.abs(expected[i]));
-  }
-  const unit = dtype === "f32" ? 0 : dtypes[dtype].epsilon;
-  for (let i = 0; i < expected.length; i++) {
-    if (actual[i] === expected[i]) continue;
-    const bound = 4e-6 * size + unit * Math.abs(expected[i]);
-    assert.ok(Math.abs(actual[i] - expected[i]) <= bound, `${what}[${i}] is ${actual[i]}, expected ${expected[i]}`);
-  }
-}
-
 /** Runs forward and backward on a backend and in f64, and twice on the backend. */
-async function check(backend: Backend, problem: Problem): Promise<void> {
-  const { q, k, v, optional = {}, window = [-1, -1], softcap = 0, dropout = 0, maxSeqlens = null } = problem;
-  const { gradients = [] } = problem, names = Object.keys(optional) as OptionalInput[];
-  const params = { scale: q.shape.at(-1)! ** -0.5, window, softcap, dropout, maxSeqlens, optional: names };
-  const inputs = [q, k, v, ...names.map((name) => optional[name]!)];
+async function check(backend: Backend, { gradients = [], ...problem }: Gradients): Promise<void> {
+  const { q } = problem, { params, inputs } = opCall(problem);
   const [x, exact] = [backend, host].map((at) => inputs.map((input) => on(at, input)));
   const results = runAll(attentionOp, x, params), wanted = runAll(attentionOp, exact, params);
   for (const [i, name] of ["out", "lse"].entries()) {
@@ -101,28 +63,10 @@ async function check(backend: Backend, problem: Problem): Promise<void> {
   assert.deepEqual(await bytes(back(backend, x, again)), await bytes(grads));
 }
 
-async function dense(
-  [batch, seqlenQ, seqlenK, heads, kvHeads, headDim, valueDim]: readonly number[],
-  dtype: DType = "f32",
-): Promise<Pick<Problem, "q" | "k" | "v">> {
-  return {
-    q: await normal([batch, seqlenQ, heads, headDim], dtype),
-    k: await normal([batch, seqlenK, kvHeads, headDim], dtype),
-    v: await normal([batch, seqlenK, kvHeads, valueDim], dtype),
-  };
-}
-
-async function everything(): Promise<Problem> {
-  const allowed = (await normal([2, 1, 37, 45])).values;
+async function everything(): Promise<Gradients> {
   return {
     ...await dense([2, 37, 45, 4, 2, 20, 12]),
-    optional: {
-      alibiSlopes: await normal([2, 4], "f32", 0.1),
-      bias: await normal([4, 1, 45]),
-      mask: { shape: [2, 1, 37, 45], dtype: "bool", values: Array.from(allowed, (x) => x < 0.5 ? 1 : 0) },
-      sinks: await normal([4]),
-      key: { shape: [2], dtype: "u32", values: [123456789, 987654321] },
-    },
+    optional: { ...await everyOption(), key: dropoutKey },
     window: [20, 4],
     softcap: 3,
     dropout: 0.3,
@@ -174,15 +118,10 @@ Deno.test("attention fits the least device that WebGPU allows", async () => {
 });
 
 Deno.test("attention over sequences of varying length leaves rows of no sequence empty", async () => {
-  const starts = (values: number[]): Input => ({ shape: [values.length], dtype: "i32", values });
-  const lengths = {
-    cuSeqlensQ: starts([0, 13, 13, 40, 44]),
-    cuSeqlensK: starts([0, 20, 29, 29, 66]),
-  };
-  const packed = { q: await normal([50, 4, 16]), k: await normal([70, 2, 16]), v: await normal([70, 2, 16]) };
-  await check(adapter, { ...packed, optional: lengths, maxSeqlens: [27, 37], window: [-1, 0] });
+  const problem = await packed(), { optional } = problem;
+  await check(adapter, { ...problem, window: [-1, 0] });
   const bias = await normal([4, 4, 20, 30]);
-  await check(adapter, { ...packed, optional: { bias, ...lengths }, maxSeqlens: [20, 30], gradients: ["bias"] });
+  await check(adapter, { ...problem, optional: { bias, ...optional }, maxSeqlens: [20, 30], gradients: ["bias"] });
 });
 
 Deno.test("attention over no keys gives zeros and −∞", async () => {

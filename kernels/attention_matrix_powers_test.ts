@@ -3,16 +3,8 @@ import { attentionBackwardOp, attentionOp } from "../tensor/attention.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { runAll } from "../tensor/op.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
-import {
-  check,
-  dense,
-  type Input,
-  normal,
-  on,
-  onUnits,
-  type Problem,
-  testAttention,
-} from "../testing/laws/attention_units.ts";
+import { dense, type Input, normal, on, type Problem } from "../testing/laws/attention_problem.ts";
+import { check, onUnits, testAttention } from "../testing/laws/attention_units.ts";
 import { plainAttention } from "./attention_common.ts";
 import { rangeText, scoreScale, withoutPower } from "./attention_matrix_powers.ts";
 import { webgpu } from "./webgpu.ts";

@@ -1,57 +1,28 @@
-/** What the tests of attention on matrix units share: calls of random operands, and their errors against the loops in f64. */
+/** What the tests of attention on matrix units share: its errors against the loops in f64. */
 import assert from "node:assert/strict";
 import { attentionBackwardOp, attentionOp } from "../../tensor/attention.ts";
 import { flashAttentionWithKvCache } from "../../tensor/attention_cache.ts";
-import type { OptionalInput } from "../../tensor/attention_options.ts";
 import { type Backend, matrixUnits } from "../../tensor/backend.ts";
 import { compile } from "../../tensor/compile.ts";
-import { cpu } from "../../tensor/cpu.ts";
-import { tensor } from "../../tensor/create.ts";
-import { type DType, isFloat, roundTo } from "../../tensor/dtype.ts";
+import type { DType } from "../../tensor/dtype.ts";
 import { runAll } from "../../tensor/op.ts";
-import { key, randn } from "../../tensor/random.ts";
 import type { Tensor } from "../../tensor/tensor.ts";
+import {
+  dense,
+  dropoutKey,
+  everyOption,
+  host,
+  integers,
+  normal,
+  on,
+  opCall,
+  packed,
+  type Problem,
+} from "./attention_problem.ts";
 
 /** What declares tests that exist where a backend has matrix units; null where it has none. */
 export function onUnits(gpu: Backend): ((name: string, test: () => Promise<void>) => void) | null {
   return matrixUnits(gpu.capabilities).length > 0 ? Deno.test : null;
-}
-
-/** An operand as numbers, already rounded to its dtype. */
-export interface Input {
-  readonly shape: readonly number[];
-  readonly dtype: DType;
-  readonly values: ArrayLike<number>;
-}
-
-const host = cpu();
-let seed = 1;
-
-/** Normal numbers of that size, others at each call. */
-export async function normal(shape: readonly number[], dtype: DType = "f16", scale = 1): Promise<Input> {
-  const values = Float32Array.from(await randn(key(seed++, { backend: host }), shape).data(), (x) => x * scale);
-  roundTo(dtype, values);
-  return { shape, dtype, values };
-}
-
-/** The operand on a backend, in f64 on the one that has the loops. */
-export function on(backend: Backend, { shape, dtype, values }: Input): Tensor {
-  const type = backend.name === host.name && isFloat(dtype) ? "f64" : dtype;
-  return tensor(Array.from(values), { shape, dtype: type, backend });
-}
-
-/** One call of attention. */
-export interface Problem {
-  readonly q: Input;
-  readonly k: Input;
-  readonly v: Input;
-  readonly optional?: Partial<Record<OptionalInput, Input>>;
-  readonly window?: readonly [number, number];
-  readonly softcap?: number;
-  readonly dropout?: number;
-  readonly maxSeqlens?: readonly [number, number];
-  /** How large the numbers of an operand are, 1 where nothing is said. */
-  readonly sizes?: Partial<Record<"q" | "k" | "v" | "dOut", number>>;
 }
 
 /** The largest magnitude. */
@@ -84,17 +55,15 @@ export const rounding: Partial<Record<DType, number>> = { f16: 2 ** -11, bf16: 2
 
 /** Forward, and backward when asked for, against f64. P and dS are rounded to f16, once each, and results to their dtype. */
 export async function check(gpu: Backend, problem: Problem, backward: boolean): Promise<void> {
-  const { q, k, v, optional = {}, window = [-1, -1], softcap = 0, dropout = 0, maxSeqlens = null, sizes } = problem;
-  const names = Object.keys(optional) as OptionalInput[], unit = 2 ** -11, last = rounding[k.dtype]!;
+  const { k, v, sizes } = problem, { params, inputs } = opCall(problem);
+  const unit = 2 ** -11, last = rounding[k.dtype]!;
   const least = k.dtype === "f16" ? 2 ** -25 : 0; // half of f16's smallest number
-  const params = { scale: q.shape.at(-1)! ** -0.5, window, softcap, dropout, maxSeqlens, optional: names };
-  const inputs = [q, k, v, ...names.map((name) => optional[name]!)];
   const [x, exact] = [gpu, host].map((at) => inputs.map((input) => on(at, input)));
   const { y, kernels } = await traced((...x) => runAll(attentionOp, x, params), x);
   assertUnits(kernels, "attention_matrix_forward");
   const wanted = runAll(attentionOp, exact, params), [out, lse] = await Promise.all(wanted.map((t) => t.data()));
   const outError = distance(await y[0].data(), out), lseError = distance(await y[1].data(), lse);
-  const outBound = last * most(out) + unit * most(v.values) / (1 - dropout);
+  const outBound = last * most(out) + unit * most(v.values) / (1 - params.dropout);
   assert.ok(outError <= outBound, `out is ${outError} off, ${outBound} allowed`);
   assert.ok(
     lseError <= 1e-5 * Math.max(1, most(Array.from(lse).filter(Number.isFinite)) / 8),
@@ -104,7 +73,7 @@ export async function check(gpu: Backend, problem: Problem, backward: boolean): 
   const size = { q: 1, k: 1, v: 1, dOut: 1, ...sizes }, slope = size.dOut * size.v;
   const dOut = await normal(y[0].shape, k.dtype, size.dOut), dLse = await normal(y[1].shape, "f32", slope);
   const given = await Promise.all(y.map(async (t) => on(host, { ...t, values: await t.data() })));
-  const back = { ...params, gradients: names.includes("sinks") ? ["sinks" as const] : [] };
+  const back = { ...params, gradients: params.optional.includes("sinks") ? ["sinks" as const] : [] };
   const call = (
     at: Backend,
     x: Tensor[],
@@ -120,20 +89,6 @@ export async function check(gpu: Backend, problem: Problem, backward: boolean): 
     const bound = last * most(want) + 3 * unit * Math.max(usual, most(want)) + least;
     assert.ok(error <= bound, `${name} is ${error} off, ${bound} allowed`);
   }
-}
-
-/** Random operands. */
-export async function dense(
-  [batch, seqlenQ, seqlenK, heads, kvHeads, headDim, valueDim]: readonly number[],
-  dtype: DType = "f16",
-  sizes: Problem["sizes"] = {},
-): Promise<Pick<Problem, "q" | "k" | "v" | "sizes">> {
-  return {
-    q: await normal([batch, seqlenQ, heads, headDim], dtype, sizes.q),
-    k: await normal([batch, seqlenK, kvHeads, headDim], dtype, sizes.k),
-    v: await normal([batch, seqlenK, kvHeads, valueDim], dtype, sizes.v),
-    sizes,
-  };
 }
 
 /** Attention over a cache whose places that hold no key are NaN. */
@@ -156,17 +111,15 @@ async function checkCache(gpu: Backend, dtype: DType): Promise<void> {
   const q = await normal([2, T, 4, 16], dtype);
   const news = [await normal([2, T, 2, 16], dtype), await normal([2, T, 2, 16], dtype)];
   const turns = [await normal([32, 8], "f32"), await normal([32, 8], "f32")];
-  const ints = (at: Backend, values: number[], shape = [values.length]) =>
-    tensor(values, { shape, dtype: "i32", backend: at });
   const results = (rotary: boolean) =>
     [gpu, host].map((at) =>
       flashAttentionWithKvCache(on(at, q), { k: on(at, k), v: on(at, v) }, {
         causal: true,
         k: on(at, news[0]),
         v: on(at, news[1]),
-        cacheSeqlens: ints(at, lengths),
-        cacheLeftpad: ints(at, leftpad),
-        blockTable: ints(at, table.flat(), [2, 4]),
+        cacheSeqlens: on(at, integers(lengths)),
+        cacheLeftpad: on(at, integers(leftpad)),
+        blockTable: on(at, integers(table.flat(), [2, 4])),
         ...(rotary && { rotary: { cos: on(at, turns[0]), sin: on(at, turns[1]) } }),
       })
     );
@@ -204,28 +157,14 @@ export function testAttention(gpu: Backend, dtype: "f16" | "bf16"): void {
   });
 
   test(`attention's options together are exact on ${dtype}, with odd head sizes`, async () => {
-    const allowed = (await normal([2, 1, 37, 45])).values;
-    const options = {
-      alibiSlopes: await normal([2, 4], "f32", 0.1),
-      bias: await normal([4, 1, 45], "f32"),
-      mask: { shape: [2, 1, 37, 45], dtype: "bool", values: Array.from(allowed, (x) => x < 0.5 ? 1 : 0) },
-      sinks: await normal([4], "f32"),
-    } as const;
+    const options = await everyOption();
     const problem = { ...await dense([2, 37, 45, 4, 2, 15, 10], dtype), window: [20, 4], softcap: 3 } as const;
     await check(gpu, { ...problem, optional: options }, true);
-    const dropoutKey = { shape: [2], dtype: "u32", values: [123456789, 987654321] } as const;
     await check(gpu, { ...problem, optional: { ...options, key: dropoutKey }, dropout: 0.3 }, false);
   });
 
   test(`attention of ${dtype} over sequences of varying length leaves rows of no sequence empty`, async () => {
-    const starts = (values: number[]): Input => ({ shape: [values.length], dtype: "i32", values });
-    const lengths = { cuSeqlensQ: starts([0, 13, 13, 40, 44]), cuSeqlensK: starts([0, 20, 29, 29, 66]) };
-    const [q, k, v] = [
-      await normal([50, 4, 16], dtype),
-      await normal([70, 2, 16], dtype),
-      await normal([70, 2, 16], dtype),
-    ];
-    await check(gpu, { q, k, v, optional: lengths, maxSeqlens: [27, 37], window: [-1, 0] }, true);
+    await check(gpu, { ...await packed(dtype), window: [-1, 0] }, true);
   });
 
   test(
