@@ -81,6 +81,12 @@ const processor: MatrixTable = {
 };
 
 const tables = new WeakMap<object, MatrixTable>();
+let changes = 0;
+
+/** How often a table was changed: what was planned before a change may not be what would be planned after it. */
+export function tableChanges(): number {
+  return changes;
+}
 
 /** Has products of a device choose from a table, or from the built-in one again; returns the table used before. */
 export function useMatrixTable(
@@ -88,6 +94,7 @@ export function useMatrixTable(
   table: MatrixTable | undefined,
 ): MatrixTable | undefined {
   const before = tables.get(capabilities);
+  changes++;
   if (table === undefined) tables.delete(capabilities);
   else tables.set(capabilities, table);
   return before;

@@ -4,7 +4,8 @@
  */
 import type { Kernel } from "./kernel.ts";
 import type { PooledBuffer } from "./memory.ts";
-import { type Pipelines, slotBytes } from "./pipelines.ts";
+import { type Pipeline, type Pipelines, slotBytes } from "./pipelines.ts";
+import { writeUniforms } from "./uniforms.ts";
 
 /** Dispatches in a batch before it goes out by itself. */
 const maxBatch = 64;
@@ -30,8 +31,7 @@ export class DispatchQueue {
   readonly #device: GPUDevice;
   readonly #uniforms: GPUBuffer;
   readonly #staging = new ArrayBuffer(uniformCapacity);
-  readonly #u32 = new Uint32Array(this.#staging);
-  readonly #f32 = new Float32Array(this.#staging);
+  readonly #words = new Uint32Array(this.#staging);
   readonly #offset = new Uint32Array(1);
   #used = 0;
   #count = 0;
@@ -61,25 +61,48 @@ export class DispatchQueue {
     kernel: Kernel,
     buffers: readonly PooledBuffer[],
     uniforms: Readonly<Record<string, number>>,
+    workgroups: readonly [number, number, number],
+    timestampWrites?: GPUComputePassTimestampWrites,
+  ): void {
+    const pipeline = pipelines.get(kernel), slot = this.#room(pipeline);
+    if (slot > 0) writeUniforms(kernel, uniforms, this.#words, this.#used / 4);
+    this.#launch(pipelines, pipeline, slot, buffers, workgroups, timestampWrites);
+  }
+
+  /** Adds a dispatch whose uniform block is made already. */
+  send(
+    pipelines: Pipelines,
+    pipeline: Pipeline,
+    buffers: readonly PooledBuffer[],
+    uniforms: Uint32Array,
+    workgroups: readonly [number, number, number],
+  ): void {
+    const slot = this.#room(pipeline);
+    if (slot > 0) this.#words.set(uniforms, this.#used / 4);
+    this.#launch(pipelines, pipeline, slot, buffers, workgroups);
+  }
+
+  /** Bytes of a pipeline's uniform block, for which there is room then. */
+  #room({ uniformBytes }: Pipeline): number {
+    const slot = slotBytes(uniformBytes);
+    if (this.#count >= maxBatch || this.#used + slot > uniformCapacity) this.flush();
+    return slot;
+  }
+
+  #launch(
+    pipelines: Pipelines,
+    pipeline: Pipeline,
+    slot: number,
+    buffers: readonly PooledBuffer[],
     [x, y, z]: readonly [number, number, number],
     timestampWrites?: GPUComputePassTimestampWrites,
   ): void {
-    const pipeline = pipelines.get(kernel);
-    const slot = slotBytes(pipeline.uniformBytes);
-    if (this.#count >= maxBatch || this.#used + slot > uniformCapacity) this.flush();
     this.#encoder ??= this.#device.createCommandEncoder();
     if (timestampWrites !== undefined) this.#endPass();
     this.#pass ??= this.#encoder.beginComputePass(timestampWrites && { timestampWrites });
     if (this.#pipeline !== pipeline.pipeline) this.#pass.setPipeline(this.#pipeline = pipeline.pipeline);
     const group = pipelines.bind(pipeline, buffers);
     if (slot > 0) {
-      let word = this.#used / 4;
-      for (const [name, type] of kernel.uniforms) {
-        const value = uniforms[name];
-        if (value === undefined) throw new Error(`${kernel.name}: no value for uniform ${name}`);
-        if (type === "f32") this.#f32[word++] = value;
-        else this.#u32[word++] = value;
-      }
       this.#offset[0] = this.#used;
       this.#pass.setBindGroup(0, group, this.#offset, 0, 1);
       this.#used += slot;

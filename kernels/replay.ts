@@ -8,6 +8,7 @@ import { planReplay } from "./plan.ts";
 import type { LaunchLabel, Profiler } from "./profiler.ts";
 import type { BoundDispatch, DispatchQueue } from "./queue.ts";
 import type { Noted, Tracing } from "./recorder.ts";
+import { writeUniform } from "./uniforms.ts";
 
 /** Bind groups kept for one recording before those of other arguments are dropped. */
 const maxGroups = 4096;
@@ -201,17 +202,12 @@ export class Replay implements Recording {
 }
 
 /** The uniforms of all dispatches, each block where its offset says. */
-function uniformBlocks(dispatches: readonly Noted[], bytes: number): ArrayBuffer {
-  const blocks = new ArrayBuffer(bytes);
-  const u32 = new Uint32Array(blocks), f32 = new Float32Array(blocks);
+function uniformBlocks(dispatches: readonly Noted[], bytes: number): Uint32Array<ArrayBuffer> {
+  const words = new Uint32Array(bytes / 4);
   let word = 0;
   for (const { kernel, uniforms } of dispatches) {
-    kernel.uniforms.forEach(([name, type], i) => {
-      if (uniforms[i] === undefined) throw new Error(`${kernel.name}: no value for uniform ${name}`);
-      if (type === "f32") f32[word + i] = uniforms[i];
-      else u32[word + i] = uniforms[i];
-    });
+    for (let i = 0; i < kernel.uniforms.length; i++) writeUniform(kernel, i, uniforms[i], words, word + i);
     word += slotBytes(4 * kernel.uniforms.length) / 4;
   }
-  return blocks;
+  return words;
 }

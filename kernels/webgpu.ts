@@ -5,9 +5,10 @@ import { DeviceError, DeviceLostError, UnsupportedError, ValueError } from "../t
 import type { Op, Spec } from "../tensor/op.ts";
 import { isDense, type Layout, type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
+import { definedLowering } from "./defined.ts";
 import { type Device, open } from "./device.ts";
 import type { Kernel } from "./kernel.ts";
-import { copy, type Lowering, type View } from "./lowering.ts";
+import { copy, type Lower, type Lowering, type View } from "./lowering.ts";
 import { loweringOf } from "./lowerings.ts";
 import { BufferPool, PooledBuffer } from "./memory.ts";
 import { Pipelines } from "./pipelines.ts";
@@ -16,6 +17,7 @@ import { DispatchQueue } from "./queue.ts";
 import { Readback } from "./readback.ts";
 import { DeviceRecorder, Tracing } from "./recorder.ts";
 import { Replay } from "./replay.ts";
+import { kindOf, Scribe, type Script, Scripts } from "./script.ts";
 import { storageBytes } from "./storage.ts";
 
 /** How to open the WebGPU backend. */
@@ -41,17 +43,21 @@ class DeviceCall<P> implements Lowering<P> {
   readonly capabilities: Capabilities;
   readonly #parts: Parts;
   readonly #op: string;
+  readonly #scribe: Scribe | null;
   #temporaries: PooledBuffer[] | null = null;
 
+  /** @param scribe writes down what is dispatched */
   constructor(
     parts: Parts,
     op: string,
     readonly inputs: readonly View[],
     readonly outputs: readonly View[],
     readonly params: P,
+    scribe: Scribe | null = null,
   ) {
     this.#parts = parts;
     this.#op = op;
+    this.#scribe = scribe;
     this.capabilities = parts.capabilities;
   }
 
@@ -65,12 +71,15 @@ class DeviceCall<P> implements Lowering<P> {
     if (workgroups[0] === 0 || workgroups[1] === 0 || workgroups[2] === 0) return;
     const { queue, pipelines, profiler } = this.#parts;
     const timestamps = profiler?.launch(labelOf(this.#op, kernel, this.inputs, views, cost), cost);
-    queue.dispatch(pipelines, kernel, views.map((v) => v.buffer), uniforms, workgroups, timestamps);
+    const buffers = views.map((v) => v.buffer);
+    queue.dispatch(pipelines, kernel, buffers, uniforms, workgroups, timestamps);
+    this.#scribe?.dispatch(pipelines, kernel, buffers, uniforms, workgroups);
   }
 
   temporary(shape: Shape, dtype: DType): View {
     const buffer = this.#parts.pool.take(sizeOf(shape) * storageBytes(dtype), this.#op);
     (this.#temporaries ??= []).push(buffer);
+    this.#scribe?.temporary(buffer);
     return { buffer, shape, strides: stridesOf(shape), offset: 0, dtype };
   }
 
@@ -97,6 +106,7 @@ class WebGpuBackend implements Backend {
   readonly #queue: DispatchQueue;
   readonly #pipelines: Pipelines;
   readonly #readback: Readback;
+  readonly #scripts = new Scripts();
   #parts: Parts;
   #profiler: Profiler | null = null;
   /** While a call is recorded. */
@@ -178,27 +188,26 @@ class WebGpuBackend implements Backend {
     this.#check(op.name);
     const lower = loweringOf(op);
     if (lower === undefined) throw new UnsupportedError(op.name, "has no kernel: give it one, or use cpu()");
-    const { pool } = this.#parts;
-    const results = outputs.map(({ shape, dtype }, i): View => ({
-      buffer: (into[i] as PooledBuffer | undefined) ?? pool.take(sizeOf(shape) * storageBytes(dtype), op.name),
-      shape,
-      strides: stridesOf(shape),
-      offset: 0,
-      dtype,
-    }));
-    if (results.some((y) => sizeOf(y.shape) > 0)) {
-      const views = inputs.map((x) => this.#view(x, op.name));
-      const call = new DeviceCall(this.#parts, op.name, views, results, params);
-      try {
-        lower(call);
-      } catch (error) {
-        results.forEach((y, i) => into[i] === undefined && y.buffer.free());
-        throw error;
-      } finally {
-        call.end();
-      }
+    const { pool, profiler } = this.#parts;
+    const given = inputs.map((x) => this.#bufferOf(x, op.name));
+    const made = outputs.map(({ shape, dtype }, i) =>
+      into[i] as PooledBuffer | undefined ?? pool.take(sizeOf(shape) * storageBytes(dtype), op.name)
+    );
+    if (outputs.every(({ shape }) => sizeOf(shape) === 0)) return made;
+    const buffers = [...given, ...made];
+    // Where dispatches are told apart, by a profile or a recording, and where a lowering is not ours, all is planned anew.
+    const kind = profiler === null && definedLowering(op) === undefined
+      ? kindOf(op.name, inputs, params, outputs, buffers)
+      : null;
+    const script = kind === null ? undefined : this.#scripts.find(kind);
+    try {
+      if (script !== undefined) this.#follow(script, buffers, op.name);
+      else this.#plan(lower, op.name, inputs, params, outputs, buffers, kind);
+    } catch (error) {
+      made.forEach((buffer, i) => into[i] === undefined && buffer.free());
+      throw error;
     }
-    return results.map((y) => y.buffer);
+    return made;
   }
 
   async read(storage: Storage, layout: Layout, dtype: DType): Promise<Uint8Array> {
@@ -310,10 +319,51 @@ class WebGpuBackend implements Backend {
     throw failure;
   }
 
-  #view(x: Tensor, op: string): View {
+  /** Plans and dispatches a call, and keeps what it dispatched for calls of its kind, where it has one. */
+  #plan<P>(
+    lower: Lower<P>,
+    op: string,
+    inputs: readonly Tensor[],
+    params: P,
+    outputs: readonly Spec[],
+    buffers: readonly PooledBuffer[],
+    kind: string | null,
+  ): void {
+    const views = inputs.map((x) => this.#view(x, op));
+    const results = outputs.map(({ shape, dtype }, i) => {
+      return { buffer: buffers[inputs.length + i], shape, strides: stridesOf(shape), offset: 0, dtype };
+    });
+    const scribe = kind === null ? null : new Scribe(buffers);
+    const call = new DeviceCall(this.#parts, op, views, results, params, scribe);
+    try {
+      lower(call);
+    } finally {
+      call.end();
+    }
+    if (scribe !== null) this.#scripts.keep(kind!, scribe);
+  }
+
+  /** Dispatches what an earlier call of the kind did. */
+  #follow({ temporaries, steps }: Script, buffers: PooledBuffer[], op: string): void {
+    const first = buffers.length;
+    try {
+      for (const bytes of temporaries) buffers.push(this.#pool.take(bytes, op));
+      for (const { pipeline, operands, uniforms, workgroups } of steps) {
+        this.#queue.send(this.#pipelines, pipeline, operands.map((i) => buffers[i]), uniforms, workgroups);
+      }
+    } finally {
+      for (let i = first; i < buffers.length; i++) buffers[i].free();
+    }
+  }
+
+  #bufferOf(x: Tensor, op: string): PooledBuffer {
     const storage = storageOf(x, op);
     if (!(storage instanceof PooledBuffer)) throw new UnsupportedError(op, `${x} is not on this device`);
-    return { buffer: storage, shape: x.shape, strides: x.strides, offset: x.offset, dtype: x.dtype };
+    return storage;
+  }
+
+  #view(x: Tensor, op: string): View {
+    return { buffer: this.#bufferOf(x, op), shape: x.shape, strides: x.strides, offset: x.offset, dtype: x.dtype };
   }
 
   /** Where in which buffer the elements of a layout lie dense, in whole words; null for no elements. */
