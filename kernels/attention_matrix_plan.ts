@@ -66,6 +66,13 @@ function takes(
 }
 
 /**
+ * Floating-point operations, masked ones too, below which a forward call that needs ranges is quicker by the portable kernel,
+ * one dispatch instead of four: half of them at 30 TFLOP/s instead of 150 take as long as three dispatches on a GPU and on
+ * the host. Reckoned for an H200 by its rates and those of Dawn, not timed.
+ */
+const fewFlops = 2 ** 31;
+
+/**
  * Chooses the matrix kernel of a forward call; null when the call is for the portable one.
  *
  * @param storage of q, k, v and of out
@@ -80,6 +87,9 @@ export function pickAttentionMatrixForward(
 ): AttentionMatrixForwardParams | null {
   const unit = unitOf(capabilities), { headDim, valueDim } = shape, { subgroupSize } = capabilities;
   if (unit === null || !takes(shape, storage, scale, 256)) return null;
+  const ranges = storage.k === "bf16", { batch, heads, seqlenQ, seqlenK } = shape;
+  const software = subgroupSize <= 8; // there for its tests, which are small
+  if (ranges && !software && 2 * batch * heads * seqlenQ * seqlenK * (headDim + valueDim) < fewFlops) return null;
   const common = {
     headDim,
     valueDim,
@@ -87,7 +97,7 @@ export function pickAttentionMatrixForward(
     k: matrixOperandOf(storage.k, headDim, at.k),
     v: matrixOperandOf(storage.v, valueDim, at.v),
     out: denseOperand(storage.out, valueDim),
-    features: { ...features, range: storage.k === "bf16" ? "scaled" as const : "none" as const },
+    features: { ...features, range: ranges ? "scaled" as const : "none" as const },
     lastFirst: features.window,
   };
   for (const spread of forwardTiles(subgroupSize, Math.max(headDim, valueDim))) {

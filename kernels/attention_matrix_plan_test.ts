@@ -86,6 +86,17 @@ Deno.test("calls that the matrix kernels do not take are left to the portable on
   assert.equal(pickAttentionMatrixBackward(capabilities, shape, at, storage, dropout, 0.125), null);
 });
 
+Deno.test("bf16 calls too small to pay for their ranges are left to the portable kernel, on a GPU", () => {
+  const { at } = callOf(64), bf16 = { ...storage, q: "f32", k: "bf16", v: "bf16" } as const;
+  const taken = (adapter: typeof units.nvidia, seqlen: number, kinds: typeof bf16 | typeof storage) => {
+    const shape = { batch: 1, seqlenQ: seqlen, seqlenK: seqlen, heads: 32, kvHeads: 8, headDim: 64, valueDim: 64 };
+    return pickAttentionMatrixForward(capabilitiesOf(adapter), shape, at, kinds, plainAttention, 0.1) !== null;
+  };
+  assert.deepEqual([24, 256, 1024].map((n) => taken(units.nvidia, n, bf16)), [false, false, true]);
+  assert.deepEqual([24, 256, 1024].map((n) => taken(units.nvidia, n, storage)), [true, true, true]);
+  assert.ok(taken(units.software, 24, bf16));
+});
+
 Deno.test("bf16 takes the ranges of all operands, f16 those of dS in the backward alone", () => {
   const capabilities = capabilitiesOf(units.nvidia), { shape, at } = callOf(64);
   const picked = (dtype: "f16" | "bf16", q: "f16" | "bf16" | "f32" = dtype) => {
