@@ -79,6 +79,7 @@ export function attention(take: Take) {
       take({
         command: "attention",
         settings: options,
+        sizedBy: ["--batch", "--seqlen", "--nheads", "--headdim"],
         cases: (backend) => [
           attentionCase(call, "forward", backend),
           ...(options.grad ? [attentionCase(call, "backward", backend)] : []),
@@ -92,6 +93,7 @@ function report(result: Result): string {
   const titles = { forward: "Forward Pass Results", backward: "Backward Pass Results" };
   return result.rows.map((row) => {
     const title = titles[row.labels.pass as keyof typeof titles];
+    if (row.skipped !== undefined) return `${title}: ${row.name}\n  left out: ${row.skipped.reason}`;
     return `${title}: ${row.name}\n${pairs(linesOf(row, result))}`;
   }).join("\n\n");
 }

@@ -4,7 +4,7 @@ import { FlashtapeError } from "@flashtape/flashtape";
 import { attention } from "./attention.ts";
 import { check } from "./check.ts";
 import { compare } from "./compare.ts";
-import { UsageError, writeAll } from "./files.ts";
+import { namesFile, UsageError, writeAll } from "./files.ts";
 import { generates } from "./generate.ts";
 import { ground } from "./ground.ts";
 import { layers } from "./layers.ts";
@@ -12,7 +12,7 @@ import { llama } from "./llama.ts";
 import { model } from "./model.ts";
 import { help } from "./options.ts";
 import { peers } from "./peers.ts";
-import { execute, type Plan, type Take, type Tools } from "./plan.ts";
+import { execute, expectFigures, type Plan, type Take, type Tools } from "./plan.ts";
 import { profiled } from "./profile.ts";
 import { type Io, progressOn } from "./progress.ts";
 import { toCsv, toJson } from "./record.ts";
@@ -72,8 +72,7 @@ function expectCommand(name: string | undefined, commands: readonly CommandUnkno
 
 /** A command line without the files that it writes: what measures the same again. */
 function withoutFiles(args: readonly string[]): string[] {
-  const names = ["--json", "--csv", "--save", "--save-dir"];
-  return args.filter((arg, i) => !names.includes(arg.split("=")[0]) && !names.includes(args[i - 1]));
+  return args.filter((arg, i) => !namesFile(arg) && !(namesFile(args[i - 1]) && !args[i - 1].includes("=")));
 }
 
 /** What a command line asks for. */
@@ -88,6 +87,7 @@ function planOf(args: readonly string[], io: Io): Plan {
 /** Measures, prints and writes. */
 async function runPlan(plan: Plan, io: Io): Promise<number> {
   const result = await execute(plan, io, progressOn(io));
+  expectFigures(result.rows, plan);
   io.out(`${plan.report(result)}\n`);
   const { csv, json } = plan.settings;
   const files = {

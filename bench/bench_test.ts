@@ -189,6 +189,28 @@ Deno.test("sweep runs every combination of lists", async () => {
     ["64", "off"],
   ]);
   assert(out.includes("seqlen 64, causal off"));
+  const check = await bench(`check --rounds 2 --tolerance 10 --baseline ${at("sweep.json")}`);
+  assert(check.code < 2, check.err);
+  assert.match(check.out, /seqlen 64, causal off\) +time/);
+});
+
+Deno.test("sweep leaves out what does not fit and keeps the rest", async () => {
+  const { code, out, err } = await bench(
+    `sweep attention --batch 1 --nheads 1 --headdim 32 --seqlen 1048576,32 --memory-limit 0.1 --no-grad ${quick}`,
+  );
+  assert.equal(code, 0, err);
+  assert.match(out, /seqlen 1048576\) +left out/);
+  assert.match(out, /seqlen 32\) +\d/);
+});
+
+Deno.test("attention says which pass does not fit, after the one that does", async () => {
+  // The backward pass of naive attention is predicted to hold several times what the forward pass does.
+  const { code, out, err } = await bench(
+    `attention --algorithm naive --batch 1 --nheads 1 --headdim 32 --seqlen 256 --memory-limit 0.0009 ${quick}`,
+  );
+  assert.equal(code, 0, err);
+  assert.match(out, /Forward Pass Results: .*\n +Time \(min\)/);
+  assert.match(out, /Backward Pass Results: .*\n +left out: would need .* of at most/);
 });
 
 Deno.test("check passes against a slower baseline and exits with 1 against a faster one", async () => {
@@ -254,6 +276,17 @@ Deno.test("what cannot be is refused with exit code 2, naming flag, value and wh
     ["attention --robustness maybe", "--robustness", "'maybe'", "on, off"],
     ["attention --robustness off", "--robustness off", "--provider dawn"],
     ["tune --large 0", "--large", "'0'"],
+    ["attention --json= --seqlen 8", "--json", "''", "a path"],
+    ["suite --save-dir= --max-seq-len 32", "--save-dir", "''", "a path"],
+    ["ground --scale 1 --memory-limit 1", "--scale 1", "4.0 GiB", "at most"],
+    ["attention --batch 65536 --backend webgpu", "nothing of this fits", "--batch, --seqlen, --nheads, --headdim"],
+    [`suite --max-seq-len 1048576 --memory-limit 1 --save-dir ${at("none")}`, "nothing of this fits", "--max-seq-len"],
+    [`model --preset llama-1b --memory-limit 0.1 --json ${at("none.json")}`, "nothing of this fits", "--preset"],
+    ["sweep attention --seqlen 65536,131072 --memory-limit 0.01 --backend cpu", "nothing of this fits", "--seqlen"],
+    [`sweep suite --max-seq-len 32,64 --save-dir ${at("none")}`, "--save-dir", "sweep --json"],
+    [`profile attention --seqlen 8 --json=${at("none.json")}`, "--json", "--trace FILE"],
+    [`profile --trace ${at("none.json")} attention --seqlen 1048576 --memory-limit 1`, "nothing of this fits"],
+    [`check --baseline ${at("no.json")} --tolerance -1`, "--tolerance", "'-1'", "from 0 to 10"],
     [`tune --cache ${at("file", "tiles")}`, "--cache", "cannot be written"],
     [`tune --provider deno --backend webgpu --cache ${at("tiles")}`, "no matrix units", "--provider dawn"],
     ["tune --backend cpu --no-cache", "no matrix units"],

@@ -2,8 +2,9 @@
 import { readFileSync } from "node:fs";
 import { UsageError } from "./files.ts";
 import { deviceLine } from "./machine.ts";
-import { above, command, whole } from "./options.ts";
-import type { Tools } from "./plan.ts";
+import { command, whole, within } from "./options.ts";
+import type { Plan, Tools } from "./plan.ts";
+import { sweepOf } from "./sweep.ts";
 import { fromJson, type Result, type Row } from "./record.ts";
 import { bytes, ms, table } from "./table.ts";
 
@@ -68,17 +69,15 @@ export function check({ planOf, execute, io, run }: Tools) {
   )
     .requiredOption("--baseline <file>", "a JSON result of an earlier run")
     .option("--rounds <n>", "runs whose medians are compared: noise shows between them", whole(2, 100), 3)
-    .option("--tolerance <part>", "what may be lost on top of the noise, as a part", above(-1e-9, 10), 0)
+    .option("--tolerance <part>", "what may be lost on top of the noise, as a part", within(0, 10), 0)
     .action((options) => run(() => checkAll(options)));
 
   async function checkAll(
     { baseline: file, rounds, tolerance }: { baseline: string; rounds: number; tolerance: number },
   ) {
-    const baseline = read(file), plan = planOf(baseline.arguments);
-    // The files that the baseline's own run wrote are not written again.
-    const { csv: _, json: __, ...settings } = plan.settings;
-    const results: Result[] = [];
-    for (let i = 0; i < rounds; i++) results.push(await execute({ ...plan, settings, writes: [] }));
+    const baseline = read(file), [name, ...args] = baseline.arguments, results: Result[] = [];
+    const again = name === "sweep" ? () => sweepOf(args, { planOf, execute }) : once(planOf(baseline.arguments));
+    for (let i = 0; i < rounds; i++) results.push(await again());
     if (results[0].device.name !== baseline.device.name) {
       io.err(`warning: the baseline is of ${deviceLine(baseline)}, this is ${deviceLine(results[0])}\n`);
     }
@@ -88,6 +87,12 @@ export function check({ planOf, execute, io, run }: Tools) {
     const bad = verdicts.filter(({ outcome }) => outcome === "worse" || outcome === "missing").length;
     io.out(bad === 0 ? "\nnothing is worse\n" : `\n${bad} of ${verdicts.length} figures are worse\n`);
     return bad === 0 ? 0 : 1;
+  }
+
+  /** Measures a plan without the files that its own run wrote. */
+  function once(plan: Plan): () => Promise<Result> {
+    const { csv: _, json: __, ...settings } = plan.settings;
+    return () => execute({ ...plan, settings, writes: [] });
   }
 }
 

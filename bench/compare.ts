@@ -18,7 +18,7 @@ export function compare(take: Take) {
       take({
         command: "compare",
         settings: options,
-        skips: true,
+        sizedBy: ["--batch", "--seqlen", "--nheads", "--headdim"],
         cases: (backend) =>
           passes.flatMap((pass) => [attentionCase(naive, pass, backend), against(flash, naive, pass, backend)]),
         report,

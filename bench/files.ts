@@ -8,6 +8,22 @@ export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
+/** Whether an argument is a flag that names what a command writes. */
+export function namesFile(arg: string | undefined): boolean {
+  return ["--json", "--csv", "--save", "--save-dir"].includes(arg?.split("=")[0] ?? "");
+}
+
+/**
+ * A command inside another writes nothing.
+ * @param allowed where such flags go
+ * @throws {UsageError} when it was told to
+ */
+export function refuseFiles(command: string, args: readonly string[], allowed: string): void {
+  const flag = args.find(namesFile);
+  if (flag === undefined) return;
+  throw new UsageError(`${command}: ${flag.split("=")[0]} after the command would write nothing. Allowed: ${allowed}`);
+}
+
 /**
  * Sees to it that a file can be written, before anything is measured.
  * @param flag the flag that named it
@@ -32,8 +48,8 @@ export function expectWritable(flag: string, file: string): void {
 }
 
 function reasonOf(error: unknown): string {
-  const { code, message } = error as NodeJS.ErrnoException;
-  return code ?? message;
+  // "EACCES: permission denied, mkdir '/x'"
+  return (error as Error).message.replace(/^E[A-Z]+: |, \w+ '.*$/g, "");
 }
 
 /** Writes files beside their places, and moves them there once all are written. */

@@ -1,6 +1,7 @@
 /** The ground floor's figures: matmul, memory-bound ops, dispatch cost, flash attention; each beside its target. */
 import {
   add,
+  type Backend,
   flashAttention,
   grad,
   key,
@@ -12,12 +13,13 @@ import {
   sum,
   type Tensor,
 } from "@flashtape/flashtape";
-import { deviceLine } from "./machine.ts";
+import { UsageError } from "./files.ts";
+import { deviceLine, isHost, memoryLimit } from "./machine.ts";
 import { time } from "./measure.ts";
-import { above, measures } from "./options.ts";
+import { above, measures, path, type Settings } from "./options.ts";
 import type { Context, Take } from "./plan.ts";
 import { emptyRow, type Result, type Row, toJson } from "./record.ts";
-import { ms, table } from "./table.ts";
+import { bytes, digits, ms, table } from "./table.ts";
 import * as flops from "./flops.ts";
 
 interface Ground {
@@ -111,6 +113,30 @@ function cases(scale: number): Ground[] {
   ];
 }
 
+/** The largest tensor at scale 1, and all that its case holds and leaves behind. */
+const largest = 2 ** 30, most = 4 * 2 ** 30;
+
+/**
+ * The scale that was asked for, or the largest that suits the device.
+ * @throws {UsageError} when what was asked for does not fit
+ */
+export function scaleOn(
+  { backend, settings }: {
+    readonly backend: Pick<Backend, "name" | "description" | "capabilities">;
+    readonly settings: Pick<Settings, "memoryLimit">;
+  },
+  asked: number | undefined,
+): number {
+  const { maxBinding } = backend.capabilities;
+  const fits = Math.min(1, maxBinding / largest, memoryLimit(backend, settings) / most);
+  if (asked === undefined) return !isHost(backend) ? fits : Math.min(fits, backend.name === "cpu" ? 2 ** -10 : 2 ** -6);
+  if (asked <= fits) return asked;
+  const room = `${bytes(asked * most)} in all, ${bytes(asked * largest)} in one tensor`;
+  throw new UsageError(
+    `--scale ${asked} needs ${room}. Allowed on this device: at most ${Number(fits.toPrecision(3))}`,
+  );
+}
+
 async function rows(scale: number, { backend, progress, settings }: Context): Promise<Row[]> {
   const all = cases(scale), found: Row[] = [];
   progress.start(all.length);
@@ -142,14 +168,18 @@ async function rows(scale: number, { backend, progress, settings }: Context): Pr
 /** The `ground` command. */
 export function ground(take: Take) {
   return measures("ground", "What this machine can do: matmul, memory-bound ops, the cost of a dispatch, attention.")
-    .option("--scale <n>", "shrinks the large cases: at 1 they need 4 GiB on the device", above(0, 1), 1)
-    .option("--save <file>", "the JSON file (default: bench/results/ground-<adapter>.json)")
+    .option(
+      "--scale <n>",
+      "shrinks the large cases, which need 4 GiB at 1 (default: 1, or what suits the device)",
+      above(0, 1),
+    )
+    .option("--save <file>", "the JSON file (default: out/bench/ground-<adapter>.json)", path)
     .action((options) =>
       take({
         command: "ground",
         settings: options,
-        writes: options.save === undefined ? [] : [["--save", options.save]],
-        measure: (context) => rows(options.scale, context),
+        writes: [["--save", options.save ?? "out/bench/ground.json"]],
+        measure: (context) => rows(scaleOn(context, options.scale), context),
         files: (result) => Promise.resolve({ [options.save ?? fileOf(result)]: toJson(result) }),
         report,
       })
@@ -158,13 +188,13 @@ export function ground(take: Take) {
 
 function fileOf({ device }: Result): string {
   const slug = device.name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
-  return `bench/results/ground-${slug}.json`;
+  return `out/bench/ground-${slug}.json`;
 }
 
 function report(result: Result): string {
   const lines = result.rows.map(({ name, ms: wall, figures = {} }) => {
     const [[unit, rate]] = Object.entries(figures);
-    return [name, ms(wall?.median), `${rate.toFixed(2)} ${unit}`];
+    return [name, ms(wall?.median), `${digits(rate)} ${unit}`];
   });
   return `${deviceLine(result)}, wall clock\n\n${table(["case", "median ms", "rate"], lines)}`;
 }

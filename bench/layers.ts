@@ -175,7 +175,7 @@ export function layers(take: Take) {
       take({
         command: "layers",
         settings: options,
-        skips: true,
+        sizedBy: ["--batch", "--seqlen", "--hidden", "--intermediate", "--vocab"],
         cases: () => options.only.flatMap((name) => passes.flatMap((pass) => casesOf(name, options, pass))),
         ...options.torch
           ? { more: (context) => torchRows({ sizes: options, only: options.only, passes }, context) }

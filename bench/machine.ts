@@ -3,6 +3,7 @@ import { type Backend, cpu, init, setBackend } from "@flashtape/flashtape";
 import { cpus, freemem, release, type } from "node:os";
 import { UsageError } from "./files.ts";
 import type { Settings } from "./options.ts";
+import type { Io } from "./progress.ts";
 import type { Result } from "./record.ts";
 import { textIfThere, tilesFile, tilesFolder } from "./tiles.ts";
 
@@ -11,8 +12,11 @@ export type Where = Pick<Settings, "backend" | "provider" | "robustness" | "cach
 
 const open = new Map<string, Promise<Backend>>(), tuned = new WeakSet<Backend>();
 
-/** The backend of these settings, made the default; opened once in a process. */
-export async function openBackend(where: Where): Promise<Backend> {
+/**
+ * The backend of these settings, made the default; opened once in a process.
+ * @param io hears when it is not what one would expect
+ */
+export async function openBackend(where: Where, io?: Pick<Io, "err">): Promise<Backend> {
   const { backend, provider, robustness } = where;
   if (robustness === "off" && provider === "deno") {
     throw new UsageError(
@@ -25,6 +29,10 @@ export async function openBackend(where: Where): Promise<Backend> {
   try {
     const opened = await opening;
     setBackend(opened);
+    if (opened.name === "cpu" && backend !== "cpu") {
+      const other = provider === "dawn" ? "; --provider deno may find one" : "";
+      io?.err(`${provider === "dawn" ? "Dawn" : "Deno"} found no WebGPU adapter, so this runs on the CPU${other}\n`);
+    }
     return opened;
   } catch (error) {
     open.delete(id);
@@ -114,9 +122,16 @@ export function deviceLine({ device }: Pick<Result, "device">): string {
   return `${name} (${parts.join(", ")})`;
 }
 
+/** Whether a device's memory is the host's, and its processor the host's too. */
+export function isHost(backend: Pick<Backend, "name" | "description">): boolean {
+  return backend.name === "cpu" || /llvmpipe|lavapipe|swiftshader|software/i.test(backend.description);
+}
+
 /** Bytes that a configuration may need: what was asked for, else half of what is free where the device shares the host's memory. */
-export function memoryLimit(backend: Backend, { memoryLimit }: Pick<Settings, "memoryLimit">): number {
+export function memoryLimit(
+  backend: Pick<Backend, "name" | "description">,
+  { memoryLimit }: Pick<Settings, "memoryLimit">,
+): number {
   if (memoryLimit !== undefined) return memoryLimit * 2 ** 30;
-  const shared = backend.name === "cpu" || /llvmpipe|lavapipe|swiftshader|software/i.test(backend.description);
-  return shared && told("systemMemoryInfo") ? freemem() / 2 : Infinity;
+  return isHost(backend) && told("systemMemoryInfo") ? freemem() / 2 : Infinity;
 }

@@ -128,7 +128,7 @@ export function model(take: Take) {
       take({
         command: "model",
         settings: options,
-        skips: true,
+        sizedBy: ["--preset", "--layers", "--vocab", "--batch", "--seqlen"],
         cases: () => options.only.flatMap((work) => casesOf(work, run)),
         report: (result) =>
           `Llama, ${digits(parameterCount(sizes) / 1e6)} M parameters, batch ${batch} × ${seqlen}, ${dtype}\n` +

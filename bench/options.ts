@@ -23,6 +23,23 @@ export function above(min: number, max: number): (text: string) => number {
   };
 }
 
+/** Reads a number from `min` to `max`. */
+export function within(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= min && value <= max)) {
+      throw new InvalidArgumentError(`Allowed: numbers from ${min} to ${max}.`);
+    }
+    return value;
+  };
+}
+
+/** Reads where a file or a folder is. */
+export function path(text: string): string {
+  if (text === "") throw new InvalidArgumentError("Allowed: a path.");
+  return text;
+}
+
 /** Reads the keys that a query sees on its left and right: `256`, `256:0`, `-1:0`. */
 export function windowOf(text: string): [left: number, right: number] {
   const sides = text.split(":").map(Number);
@@ -113,7 +130,7 @@ export function measures<Name extends string>(name: Name, description: string, d
       new Option("--robustness <on|off>", "bounds checks in kernels; Dawn can leave them out").choices(robustnesses)
         .default("on" as const),
     )
-    .option("--cache <dir>", "where tune keeps a card's tiles for Dawn (default: the user's cache folder)")
+    .option("--cache <dir>", "where tune keeps a card's tiles for Dawn (default: the user's cache folder)", path)
     .option("--no-cache", "neither use such tiles nor keep them")
     .option("--warmup <n>", "calls that are not counted, after the one that compiles", whole(0, 1000), 3)
     .option(
@@ -126,7 +143,7 @@ export function measures<Name extends string>(name: Name, description: string, d
     .option("--seed <n>", "of the random inputs", whole(0, 2 ** 32 - 1), 0)
     .option("--budget <s>", "seconds that one figure may take", above(0, 3600), 10)
     .option("--memory-limit <GiB>", "leave out what would need more", above(0, 1e6))
-    .option("--csv <file>", "write the rows as CSV")
-    .option("--json <file>", "write the results as JSON")
+    .option("--csv <file>", "write the rows as CSV", path)
+    .option("--json <file>", "write the results as JSON", path)
     .optionsGroup("What to measure:");
 }

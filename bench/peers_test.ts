@@ -72,6 +72,7 @@ Deno.test("peers runs libraries in processes of their own, checks them and says 
     // Dawn wants a newer driver than some machines have, PyTorch a card: where they cannot run, they say so.
     for (const { ms, skipped } of [dawn, torch]) {
       assert(ms !== null || /: .{10}/.test(skipped!.reason));
+      assert(!skipped?.reason.includes("\x1b"), "files have no colours");
     }
     assert.match(out, /jax-js.*f32/);
   } finally {

@@ -86,8 +86,8 @@ export interface Plan {
   readonly earlier?: Result;
   /** The order of the rows in the result, where it is not that of the measuring. */
   readonly order?: (a: Row, b: Row) => number;
-  /** Whether a case that does not fit is recorded and the run goes on; else it is refused. */
-  readonly skips?: boolean;
+  /** The flags that say how large it is: named where nothing fits. */
+  readonly sizedBy?: readonly string[];
   readonly measure?: (context: Context) => Promise<Row[]>;
   /** Rows that come after those of the cases. */
   readonly more?: (context: Context) => Promise<Row[]>;
@@ -120,10 +120,10 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
   const { csv, json } = plan.settings, named = [["--csv", csv], ["--json", json], ...plan.writes ?? []] as const;
   for (const [flag, file] of named) if (file !== undefined) expectWritable(flag, file);
   if (plan.earlier !== undefined) return plan.earlier;
-  const backend = await openBackend(plan.settings);
+  const backend = await openBackend(plan.settings, io);
   const context = { backend, settings: plan.settings, io, progress };
   const rows = plan.measure === undefined
-    ? await measureAll(plan.cases!(backend), context, plan.skips ?? false)
+    ? await measureAll(plan.cases!(backend), context)
     : await plan.measure(context);
   rows.push(...await plan.more?.(context) ?? []);
   if (plan.order !== undefined) rows.sort(plan.order);
@@ -139,14 +139,25 @@ export async function execute(plan: Plan, io: Io, progress: Progress): Promise<R
   };
 }
 
-async function measureAll(cases: readonly Case[], context: Context, skips: boolean): Promise<Row[]> {
+/**
+ * What does not fit is left out and the rest measured; but where nothing is left there is no result.
+ * @throws {UsageError} then, naming the flags that say how large it is
+ */
+export function expectFigures(rows: readonly Row[], { sizedBy = [] }: Pick<Plan, "sizedBy">): void {
+  const out = rows.find(({ skipped }) => skipped !== undefined);
+  if (out === undefined || sizedBy.length === 0 || rows.some(({ skipped }) => skipped === undefined)) return;
+  throw new UsageError(
+    `nothing of this fits. ${out.name}: ${out.skipped!.reason}\nAllowed: smaller sizes (${sizedBy.join(", ")})`,
+  );
+}
+
+async function measureAll(cases: readonly Case[], context: Context): Promise<Row[]> {
   const { progress } = context, rows: Row[] = [];
   progress.start(cases.length);
   try {
     for (const each of cases) {
       progress.on(each.name);
       const row = await measureCase(each, context);
-      if (row.skipped !== undefined && !skips) throw new UsageError(`${row.name}: ${row.skipped.reason}`);
       rows.push(row);
       progress.done(row);
     }

@@ -1,5 +1,6 @@
 /** Other programs, started beside this one, that report in lines of JSON. */
 import { fileURLToPath } from "node:url";
+import { stripVTControlCharacters } from "node:util";
 import { mark } from "./peers/work.ts";
 
 /** A program that runs. */
@@ -32,7 +33,7 @@ export function start(script: string, job: unknown, timeout: number): Started {
     clearTimeout(stopping);
     if (signal === "SIGKILL") return `its process was stopped after ${timeout} s`;
     const why = (await said).split("\n").find((line) => /uncaught|panic|fatal/i.test(line)) ?? "it did not say why";
-    return `its process ended with ${signal ?? `exit code ${code}`}: ${why.slice(0, 300)}`;
+    return `its process ended with ${signal ?? `exit code ${code}`}: ${stripVTControlCharacters(why).slice(0, 300)}`;
   });
   return { reports: reportsOf(child.stdout), ended };
 }

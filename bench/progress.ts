@@ -1,4 +1,5 @@
 /** How far a run is: a bar on a terminal, a line for each figure elsewhere; on standard error, results go to standard output. */
+import process from "node:process";
 import cliProgress from "npm:cli-progress@3.12.0";
 import type { Row } from "./record.ts";
 import { bytes, ms } from "./table.ts";
@@ -47,16 +48,28 @@ class Lines implements Progress {
   stop(): void {}
 }
 
+/** What the bar takes for a terminal. */
+function terminal(err: Io["err"]): NodeJS.WritableStream {
+  const stream = { isTTY: true, write: (text: string) => (err(text), true) };
+  Object.defineProperty(stream, "columns", { get: () => process.stderr.columns ?? 80 });
+  return stream as unknown as NodeJS.WritableStream;
+}
+
 /** A bar that redraws itself. */
 class Bar implements Progress {
-  readonly #bar = new cliProgress.SingleBar({
-    format: "{bar} {value}/{total}  {duration_formatted}  {name}",
-    barCompleteChar: "━",
-    barIncompleteChar: "╌",
-    barsize: 24,
-    hideCursor: true,
-    clearOnComplete: true,
-  });
+  readonly #bar: cliProgress.SingleBar;
+  constructor({ err }: Io) {
+    this.#bar = new cliProgress.SingleBar({
+      format: "{bar} {value}/{total}  {duration_formatted}  {name}",
+      barCompleteChar: "━",
+      barIncompleteChar: "╌",
+      barsize: 24,
+      // A terminal is as it was whenever Ctrl-C comes: its cursor stays, and it wraps; lines are cut instead.
+      linewrap: true,
+      clearOnComplete: true,
+      stream: terminal(err),
+    });
+  }
   start(total: number): void {
     this.#bar.start(total, 0, { name: "" });
   }
@@ -73,5 +86,5 @@ class Bar implements Progress {
 
 /** What fits the place that text goes to. */
 export function progressOn(io: Io): Progress {
-  return io.live ? new Bar() : new Lines(io);
+  return io.live ? new Bar(io) : new Lines(io);
 }

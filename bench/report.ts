@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expectWritable, UsageError, writeAll } from "./files.ts";
 import { deviceLine } from "./machine.ts";
-import { command } from "./options.ts";
+import { command, path } from "./options.ts";
 import type { Tools } from "./plan.ts";
 import { fromJson, type Result, toJson } from "./record.ts";
 import { reportSweep, sweepOf } from "./sweep.ts";
@@ -82,7 +82,7 @@ export function reports({ planOf, execute, io, run }: Tools) {
     "report",
     "Runs suite, compare, layers, model, generate, peers and a sweep, and writes a page of it all.",
   )
-    .option("--save-dir <dir>", "where page, charts and JSON go", "out/bench/report")
+    .option("--save-dir <dir>", "where page, charts and JSON go", path, "out/bench/report")
     .option("--from <dir>", "write the page again from the JSON files of an earlier report, measure nothing")
     .option("--no-plots", "leave out the charts")
     .option("--quick", "tiny sizes: whether it works, not how fast")

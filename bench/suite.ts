@@ -7,7 +7,7 @@ import { type AttentionCall, attentionCase, type Pass } from "./attention_cases.
 import { dashboardChart, memoryChart, performanceChart, seriesOf, type Theme, themes } from "./charts.ts";
 import { UsageError } from "./files.ts";
 import { deviceLine } from "./machine.ts";
-import { dtypes, measures, whole } from "./options.ts";
+import { dtypes, measures, path, whole } from "./options.ts";
 import type { Case, Plan, Take } from "./plan.ts";
 import { fromJson, type Result, type Row, tflops, toCsv, toJson } from "./record.ts";
 import { draw } from "./render.ts";
@@ -76,7 +76,7 @@ export function suite(take: Take) {
     .option("--no-grad", "leave out the backward passes")
     .addOption(new Option("--theme <name>", "of the charts").choices(themes).default("light" as const))
     .option("--no-plots", "leave out the charts")
-    .option("--save-dir <dir>", "where the files go", "out/bench")
+    .option("--save-dir <dir>", "where the files go", path, "out/bench")
     .option("--from <file>", "draw the charts of an earlier benchmark_results.json, measure nothing")
     .action((options) => {
       const { embedDim, numHeads, kvHeads = groupedHeads(numHeads), saveDir, theme, plots } = options;
@@ -91,7 +91,7 @@ export function suite(take: Take) {
       const base: Omit<Plan, "arguments"> = {
         command: "suite",
         settings: options,
-        skips: true,
+        sizedBy: ["--max-seq-len", "--batch-size", "--embed-dim"],
         order,
         writes: [["--save-dir", file("benchmark_results.json")]],
         report,

@@ -1,8 +1,8 @@
 /** `sweep`: another command over all combinations of lists of flags. */
-import { expectWritable, UsageError, writeAll } from "./files.ts";
+import { expectWritable, refuseFiles, UsageError, writeAll } from "./files.ts";
 import { deviceLine } from "./machine.ts";
-import { command } from "./options.ts";
-import type { Tools } from "./plan.ts";
+import { command, path } from "./options.ts";
+import { expectFigures, type Tools } from "./plan.ts";
 import { type Result, tflops, toCsv, toJson } from "./record.ts";
 import { bytes, digits, ms, table } from "./table.ts";
 
@@ -61,8 +61,8 @@ export function sweep({ planOf, execute, io, run }: Tools) {
   )
     .usage("[options] <command> [flags of that command, with lists]")
     .argument("<command...>", "a command; a flag with commas in its value takes each in turn, on and off set a switch")
-    .option("--csv <file>", "write the rows of all runs as CSV")
-    .option("--json <file>", "write the rows of all runs as one JSON result")
+    .option("--csv <file>", "write the rows of all runs as CSV", path)
+    .option("--json <file>", "write the rows of all runs as one JSON result", path)
     .passThroughOptions()
     .action((args, options) => run(() => sweepAll(args, options)));
 
@@ -93,11 +93,8 @@ export async function sweepOf(
   }
   const all = combinations(axes);
   if (all.length > most) throw new UsageError(`sweep: ${all.length} combinations. Allowed: at most ${most}`);
+  refuseFiles("sweep", rest, "--csv and --json before the command: sweep --json all.json attention …");
   const plans = all.map(({ flags, labels }) => ({ labels, plan: planOf([name, ...fixed, ...flags]) }));
-  for (const { plan } of plans) {
-    if (plan.settings.csv === undefined && plan.settings.json === undefined) continue;
-    throw new UsageError("sweep: --csv and --json go before the command: sweep --json all.json attention …");
-  }
   const results: Result[] = [];
   for (const { labels, plan } of plans) {
     const says = Object.entries(labels).map(([flag, value]) => `${flag} ${value}`).join(", ");
@@ -107,12 +104,9 @@ export async function sweepOf(
       rows: result.rows.map((row) => ({ ...row, name: `${row.name} (${says})`, labels: { ...row.labels, ...labels } })),
     });
   }
-  return {
-    ...results[0],
-    command: `sweep ${name}`,
-    arguments: ["sweep", ...args],
-    rows: results.flatMap(({ rows }) => rows),
-  };
+  const rows = results.flatMap(({ rows }) => rows);
+  expectFigures(rows, plans[0].plan);
+  return { ...results[0], command: `sweep ${name}`, arguments: ["sweep", ...args], rows };
 }
 
 /** The rows of a sweep as text. */
