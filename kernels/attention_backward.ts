@@ -40,7 +40,11 @@
 import {
   type AttentionCapabilities,
   type AttentionFeatures,
+  type AttentionLayout,
   type AttentionOperand,
+  type AttentionOperands,
+  type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
   type AttentionTile,
   denseOperand,
@@ -52,21 +56,19 @@ import {
   operandType,
   operandWriter,
   outsOf,
-  strideUniforms,
   threads,
   tileName,
   writerFunctions,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
 import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
 import { pickParts } from "./attention_parts.ts";
 import { fewRows, rowsPerGroup } from "./attention_rows.ts";
 import {
   attentionFields,
+  attentionReads,
   type AttentionSettings,
+  attentionUniforms,
   featureFunctions,
-  featureReads,
-  featureUniforms,
   keyRow,
 } from "./attention_options.ts";
 import { mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
@@ -74,18 +76,12 @@ import { each, type Feature } from "./kernel.ts";
 import { mathFunctions } from "./math.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel depends on. */
-export interface AttentionBackwardParams {
+export interface AttentionBackwardParams extends AttentionOperands {
   readonly tile: AttentionTile;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: AttentionOperand;
-  readonly k: AttentionOperand;
-  readonly v: AttentionOperand;
   /** The gradient of the output: dense [B, Sq, H, Dv]. */
   readonly dOut: AttentionOperand;
   /** dq, or dk and dv: dense. */
   readonly grad: AttentionStorage;
-  readonly features: AttentionFeatures;
   /** Heads vary fastest, tiles with the most work start first. */
   readonly longFirst: boolean;
   /** Workgroups that share a tile's walk; above 1 the results are those of parts, f32 [parts, …], to be summed. */
@@ -124,25 +120,12 @@ export function nameOf(kind: string, params: AttentionBackwardParams): string {
 }
 
 /** What both kernels read. */
-export function interfaceOf({ tile, q, k, v, dOut, features }: AttentionBackwardParams) {
-  const requires: readonly Feature[] = tile.lanes ? ["subgroups"] : [];
+export function interfaceOf(params: AttentionBackwardParams) {
+  const { tile, dOut, features } = params, requires: readonly Feature[] = tile.lanes ? ["subgroups"] : [];
   return {
     requires,
-    reads: {
-      q: operandType(q),
-      k: operandType(k),
-      v: operandType(v),
-      dOut: operandType(dOut),
-      rowStats: "vec4f",
-      ...featureReads(features),
-    },
-    uniforms: {
-      ...attentionFields(features),
-      tiles: "u32",
-      parts: "u32",
-      batch: "u32",
-      gradScale: "f32",
-    },
+    reads: attentionReads(params, { dOut: operandType(dOut), rowStats: "vec4f" }),
+    uniforms: { ...attentionFields(features), tiles: "u32", parts: "u32", batch: "u32", gradScale: "f32" },
   } as const;
 }
 
@@ -194,12 +177,16 @@ export function operands(
   { headDim, valueDim, dOut, features }: AttentionBackwardParams,
 ): Record<"q" | "k" | "v" | "dOut", TileRows> {
   const queries = { first: "q0", limit: "sq" }, keys = { first: "k0", limit: "sk" };
-  const units = dOut.vector ? valueDim / 4 : valueDim;
   return {
     q: { name: "q", size: headDim, start: (i) => `qBase + ${i} * u.qSeq`, ...queries },
     k: { name: "k", size: headDim, start: (j) => keyRow(features, "k", j), ...keys },
     v: { name: "v", size: valueDim, start: (j) => keyRow(features, "v", j), ...keys },
-    dOut: { name: "dOut", size: valueDim, start: (i) => `((outRow + ${i}) * u.heads + h) * ${units}u`, ...queries },
+    dOut: {
+      name: "dOut",
+      size: valueDim,
+      start: (i) => `((outRow + ${i}) * u.heads + h) * ${valueDim / dOut.unit}u`,
+      ...queries,
+    },
   };
 }
 
@@ -315,18 +302,11 @@ export function planAttentionBackward(
     return {
       workgroups: params.longFirst ? [heads, batch * params.parts, tiles] : [tiles, heads, batch * params.parts],
       uniforms: {
-        sq,
-        sk: seqlenK,
-        heads: shape.heads,
-        group: shape.heads / kvHeads,
+        ...attentionUniforms(params, shape, at, settings),
         tiles,
         parts: params.parts,
         batch,
         gradScale: settings.softmaxScale,
-        ...strideUniforms("q", params.q, at.q),
-        ...strideUniforms("k", params.k, at.k),
-        ...strideUniforms("v", params.v, at.v),
-        ...featureUniforms(params.features, settings),
       },
     };
   };

@@ -2,8 +2,7 @@
  * What stands before attention over a cache: new keys and values go to their places, rotated on the way; queries are
  * rotated into f32. One thread two numbers of a row, each read and written once.
  */
-import type { AttentionStorage, AttentionStrides } from "./attention_common.ts";
-import type { AttentionPlan } from "./attention_forward.ts";
+import type { AttentionPlan, AttentionStorage, AttentionStrides } from "./attention_common.ts";
 import { type Kernel, kernel } from "./kernel.ts";
 import { mathFunctions } from "./math.ts";
 import { load, pack2, roundingFunctions, storageType } from "./storage.ts";

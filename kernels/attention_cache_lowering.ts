@@ -8,7 +8,7 @@ import {
   planCacheRows,
   type RotaryTables,
 } from "./attention_cache.ts";
-import type { AttentionShape } from "./attention_forward.ts";
+import type { AttentionShape } from "./attention_common.ts";
 import {
   type AttentionCall,
   dispatchNamed,

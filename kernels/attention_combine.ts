@@ -63,7 +63,7 @@ function partOf({ valueDim }: Pick<AttentionCombineParams, "valueDim">): Attenti
 
 /** Elements of partOut that one step of its reader's index takes, of a row. */
 function unitsOf({ valueDim }: AttentionCombineParams): number {
-  return partOf({ valueDim }).vector ? valueDim / 4 : valueDim;
+  return valueDim / partOf({ valueDim }).unit;
 }
 
 function preamble({ valueDim, out }: AttentionCombineParams): string {

@@ -9,13 +9,10 @@ import { load, pack2, roundingFunctions, storageType, storageType4 } from "./sto
 /** How an operand's numbers are stored; arithmetic is f32 always. */
 export type AttentionStorage = "f32" | "f16" | "bf16";
 
-/** One operand as the kernel's text sees it. */
+/** One operand as the kernel's text sees it: `unit` numbers are one load, or two of them where f32 is wanted in eights. */
 export interface AttentionOperand {
   readonly storage: AttentionStorage;
-  /** Four numbers a load: needs a head size, strides and an offset that are multiples of four. */
-  readonly vector: boolean;
-  /** Eight 16-bit numbers a load: keys and values of the decoding kernel. */
-  readonly wide?: boolean;
+  readonly unit: 8 | 4 | 2 | 1;
 }
 
 /** Where an operand's elements lie, in elements; the head size has stride 1. */
@@ -24,6 +21,26 @@ export interface AttentionStrides {
   readonly batch: number;
   readonly seq: number;
   readonly head: number;
+}
+
+/** What the choice of a kernel depends on. */
+export interface AttentionShape {
+  readonly batch: number;
+  readonly seqlenQ: number;
+  readonly seqlenK: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  /** Rows of all queries together when lengths vary; batch·seqlenQ otherwise. */
+  readonly totalQ?: number;
+}
+
+/** How a call's operands lie in memory. */
+export interface AttentionLayout {
+  readonly q: AttentionStrides;
+  readonly k: AttentionStrides;
+  readonly v: AttentionStrides;
 }
 
 /** How a tile is spread over threads and staged through workgroup memory. */
@@ -88,6 +105,16 @@ export const plainAttention: AttentionFeatures = {
   range: "none",
 };
 
+/** What the text of every kernel over q, k and v depends on. */
+export interface AttentionOperands {
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly q: AttentionOperand;
+  readonly k: AttentionOperand;
+  readonly v: AttentionOperand;
+  readonly features: AttentionFeatures;
+}
+
 /** What a dispatch of a kernel needs: workgroups and the values of its uniforms. */
 export interface AttentionPlan {
   readonly workgroups: readonly [x: number, y: number, z: number];
@@ -138,31 +165,31 @@ export function tileName({ tx, ty, rows, columns, depth, lanes }: AttentionTile)
 }
 
 /** Part of a kernel's name: one operand. */
-export function operandName({ storage, vector, wide }: AttentionOperand): string {
-  return `${storage}${wide ? "w" : vector ? "v" : ""}`;
+export function operandName({ storage, unit }: AttentionOperand): string {
+  return `${storage}u${unit}`;
+}
+
+/** True when every row of `size` elements that lie there begins and ends with whole units. */
+export function isEven(unit: number, size: number, { offset, batch, seq, head }: AttentionStrides): boolean {
+  return [size, offset, batch, seq, head].every((n) => n % unit === 0);
 }
 
 /** The operand of rows of `size` elements that lie there: four numbers a load where all of them are aligned. */
-export function operandOf(
-  storage: AttentionStorage,
-  size: number,
-  { offset, batch, seq, head }: AttentionStrides,
-): AttentionOperand {
-  return { storage, vector: [size, offset, batch, seq, head].every((n) => n % 4 === 0) };
+export function operandOf(storage: AttentionStorage, size: number, strides: AttentionStrides): AttentionOperand {
+  return { storage, unit: isEven(4, size, strides) ? 4 : 1 };
 }
 
 /** Element type of the storage binding of an operand. */
-export function operandType({ storage, vector, wide }: AttentionOperand): string {
-  return wide ? "vec4u" : vector ? storageType4(storage) : storageType(storage);
+export function operandType({ storage, unit }: AttentionOperand): string {
+  return unit === 8 ? "vec4u" : unit === 4 ? storageType4(storage) : storageType(storage);
 }
 
 /** The strides as uniforms, in the units of the operand's loads. */
 export function strideUniforms(
   name: string,
-  { vector, wide }: AttentionOperand,
+  { unit }: AttentionOperand,
   { offset, batch, seq, head }: AttentionStrides,
 ): Record<string, number> {
-  const unit = wide ? 8 : vector ? 4 : 1;
   return {
     [`${name}Offset`]: offset / unit,
     [`${name}Batch`]: batch / unit,
@@ -179,9 +206,9 @@ export function strideFields(name: string): Record<string, UniformType> {
 /**
  * WGSL of `fn <name>_at(row, d4) -> vec4f`: elements 4·d4 … 4·d4+3 of the row that starts at `row`; 0 past `size`.
  */
-export function operandReader(name: string, { storage, vector }: AttentionOperand, size: number): string {
+export function operandReader(name: string, { storage, unit }: AttentionOperand, size: number): string {
   const head = `fn ${name}_at(row: u32, d4: u32) -> vec4f {`;
-  if (vector) {
+  if (unit === 4) {
     if (storage === "f32") return `${head} return ${name}[row + d4]; }`;
     return `${head} let w = ${name}[row + d4]; return ${unpack4(storage, "w.x", "w.y")}; }`;
   }
@@ -203,10 +230,10 @@ export function unpack4(storage: AttentionStorage, low: string, high: string): s
  * WGSL of `fn <name>_put(row, d4, x)`: writes four values of a dense row of `size` elements that starts at element
  * `row`, leaving out what is past the row. 16-bit storage needs an even size, and `roundingFunctions`.
  */
-export function operandWriter(name: string, { storage, vector }: AttentionOperand, size: number): string {
+export function operandWriter(name: string, { storage, unit }: AttentionOperand, size: number): string {
   const head = `fn ${name}_put(row: u32, d4: u32, x: vec4f) {`;
   const pair = (a: string, b: string): string => pack2(storage, `x.${a}`, `x.${b}`);
-  if (vector) {
+  if (unit === 4) {
     const value = storage === "f32" ? "x" : `vec2u(${pair("x", "y")}, ${pair("z", "w")})`;
     return `${head} if (d4 < ${size / 4}u) { ${name}[(row >> 2u) + d4] = ${value}; } }`;
   }
@@ -220,7 +247,7 @@ export function operandWriter(name: string, { storage, vector }: AttentionOperan
 
 /** A dense result of rows of `size` elements. */
 export function denseOperand(storage: AttentionStorage, size: number): AttentionOperand {
-  return { storage, vector: size % 4 === 0 };
+  return { storage, unit: size % 4 === 0 ? 4 : 1 };
 }
 
 /** WGSL that writers of that storage call. */

@@ -22,11 +22,11 @@ Deno.test("featuresName() tells every set of features apart", () => {
 
 Deno.test("operandOf() loads four numbers at once only where all of an operand's steps allow it", () => {
   const at = { offset: 8, batch: 64, seq: 16, head: 4 };
-  assert.equal(operandOf("f32", 4, at).vector, true);
+  assert.equal(operandOf("f32", 4, at).unit, 4);
   for (const changed of [{ offset: 2 }, { batch: 62 }, { seq: 15 }, { head: 5 }]) {
-    assert.equal(operandOf("f32", 4, { ...at, ...changed }).vector, false);
+    assert.equal(operandOf("f32", 4, { ...at, ...changed }).unit, 1);
   }
-  assert.equal(operandOf("f32", 5, at).vector, false);
+  assert.equal(operandOf("f32", 5, at).unit, 1);
 });
 
 Deno.test("fits() counts threads and workgroup memory", () => {

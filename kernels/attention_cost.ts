@@ -1,5 +1,5 @@
 /** Floating-point operations of attention's kernels, for profiles. */
-import type { AttentionShape } from "./attention_forward.ts";
+import type { AttentionShape } from "./attention_common.ts";
 
 const clamp = (x: number, max: number) => Math.max(0, Math.min(x, max));
 

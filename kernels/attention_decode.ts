@@ -30,31 +30,33 @@
 import {
   type AttentionCapabilities,
   type AttentionFeatures,
+  type AttentionLayout,
   type AttentionOperand,
+  type AttentionOperands,
   type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
   denseOperand,
   featuresName,
   floor,
+  isEven,
   masked,
   operandName,
   operandOf,
   operandReader,
   operandType,
   operandWriter,
-  strideUniforms,
   unpack4,
   writerFunctions,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
 import {
   attentionFields,
+  attentionReads,
   type AttentionSettings,
+  attentionUniforms,
   changesScores,
   dropoutText,
   featureFunctions,
-  featureReads,
-  featureUniforms,
   isEdge,
   keyRange,
   keyRow,
@@ -70,14 +72,8 @@ import { reduceRows, rowScratch } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
 /** Everything that the text of the decoding kernel depends on. */
-export interface AttentionDecodeParams {
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: AttentionOperand;
-  readonly k: AttentionOperand;
-  readonly v: AttentionOperand;
+export interface AttentionDecodeParams extends AttentionOperands {
   readonly out: AttentionOperand;
-  readonly features: AttentionFeatures;
   readonly subgroups: boolean;
   /** Rows of a tile: query heads of one group, times queries. */
   readonly rows: number;
@@ -92,13 +88,13 @@ export interface AttentionDecodeParams {
 }
 
 /** Vec4f that a lane owns of a row of `size` numbers: pairs of them when loads are eight wide. */
-function pieces({ lanes }: AttentionDecodeParams, { wide }: AttentionOperand, size: number): number {
-  return wide ? 2 * Math.ceil(size / (8 * lanes)) : Math.ceil(size / (4 * lanes));
+function pieces({ lanes }: AttentionDecodeParams, { unit }: AttentionOperand, size: number): number {
+  return unit === 8 ? 2 * Math.ceil(size / (8 * lanes)) : Math.ceil(size / (4 * lanes));
 }
 
 /** Which vec4f of a row piece `e` of a lane is. */
-function pieceAt({ lanes }: AttentionDecodeParams, { wide }: AttentionOperand, lane: string, e: number): string {
-  return wide ? `(2u * (${lane} + ${(e >> 1) * lanes}u) + ${e & 1}u)` : `(${lane} + ${e * lanes}u)`;
+function pieceAt({ lanes }: AttentionDecodeParams, { unit }: AttentionOperand, lane: string, e: number): string {
+  return unit === 8 ? `(2u * (${lane} + ${(e >> 1) * lanes}u) + ${e & 1}u)` : `(${lane} + ${e * lanes}u)`;
 }
 
 /** Rows whose results are joined between two barriers: as many as 8 KiB hold. */
@@ -129,19 +125,9 @@ export function attentionDecode(params: AttentionDecodeParams): Kernel {
     ...(subgroups ? ["subgroups"] : []),
   ].join("_") + featuresName(features);
   return kernel(name, {
-    reads: {
-      q: operandType(q),
-      k: operandType(k),
-      v: operandType(v),
-      ...featureReads(features),
-      ...(features.sinks ? { sinks: "f32" } : {}),
-    },
+    reads: attentionReads(params),
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: {
-      ...attentionFields(features),
-      parts: "u32",
-      batch: "u32",
-    },
+    uniforms: { ...attentionFields(features), parts: "u32", batch: "u32" },
     requires: subgroups ? ["subgroups"] : [],
   }, () => body(params));
 }
@@ -157,7 +143,7 @@ function loadPieces(
   count: number,
 ): string[] {
   const { lanes } = params, size4 = Math.ceil(size / 4);
-  if (!operand.wide) {
+  if (operand.unit !== 8) {
     return each(count, (e) => {
       // q is spread over the lanes as the keys are.
       const d4 = pieceAt(params, name === "q" ? params.k : operand, "tx", e);
@@ -210,8 +196,8 @@ function body(params: AttentionDecodeParams): string {
 
   return `
 ${operandReader("q", q, headDim)}
-${k.wide ? "" : operandReader("k", k, headDim)}
-${v.wide ? "" : operandReader("v", v, valueDim)}
+${k.unit === 8 ? "" : operandReader("k", k, headDim)}
+${v.unit === 8 ? "" : operandReader("v", v, valueDim)}
 ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
@@ -352,7 +338,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         }
         ${whole}
         out_put(((${place}) * u.heads + h) * ${valueDim}u, ${
-      v.wide ? `2u * (lane + (e >> 1u) * ${lanes}u) + (e & 1u)` : `lane + e * ${lanes}u`
+      v.unit === 8 ? `2u * (lane + (e >> 1u) * ${lanes}u) + (e & 1u)` : `lane + e * ${lanes}u`
     }, y * by);
         if (x % ${width}u == 0u) {
           lse[${lsePlace}] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
@@ -389,11 +375,10 @@ export function pickAttentionDecode(
   const units = batch * kvHeads * Math.ceil(count / rows);
   const wanted = Math.min(Math.floor(enough / units), Math.ceil(seqlenK / leastKeys));
   const parts = Math.max(1, numSplits === 0 ? wanted : Math.min(numSplits, seqlenK));
-  const wideOf = (name: "k" | "v", size: number): AttentionOperand => {
-    const operand = operandOf(storage[name], size, at[name]);
-    const { offset, batch, seq, head } = at[name];
-    return { ...operand, wide: storage[name] !== "f32" && [size, offset, batch, seq, head].every((n) => n % 8 === 0) };
-  };
+  const wideOf = (name: "k" | "v", size: number): AttentionOperand =>
+    storage[name] !== "f32" && isEven(8, size, at[name])
+      ? { storage: storage[name], unit: 8 }
+      : operandOf(storage[name], size, at[name]);
   const dim = Math.max(headDim, valueDim), lanes = dim <= 64 ? 8 : dim <= 128 ? 16 : 32;
   const params: AttentionDecodeParams = {
     headDim,
@@ -418,24 +403,14 @@ export function pickAttentionDecode(
 export function planAttentionDecode(
   params: AttentionDecodeParams,
   parts: number,
-  { batch, seqlenQ, seqlenK, heads, kvHeads }: AttentionShape,
+  shape: AttentionShape,
   at: AttentionLayout,
   settings: AttentionSettings,
 ): AttentionPlan {
+  const { batch, seqlenQ, heads, kvHeads } = shape;
   const tiles = Math.ceil(heads / kvHeads * seqlenQ / params.rows);
   return {
     workgroups: [kvHeads * tiles, batch, parts],
-    uniforms: {
-      sq: seqlenQ,
-      sk: seqlenK,
-      heads,
-      group: heads / kvHeads,
-      parts,
-      batch,
-      ...strideUniforms("q", params.q, at.q),
-      ...strideUniforms("k", params.k, at.k),
-      ...strideUniforms("v", params.v, at.v),
-      ...featureUniforms(params.features, settings),
-    },
+    uniforms: { ...attentionUniforms(params, shape, at, settings), parts, batch },
   };
 }

@@ -34,10 +34,12 @@
 import {
   type AttentionCapabilities,
   type AttentionFeatures,
+  type AttentionLayout,
   type AttentionOperand,
+  type AttentionOperands,
   type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
-  type AttentionStrides,
   type AttentionTile,
   denseOperand,
   featuresName,
@@ -50,19 +52,18 @@ import {
   operandType,
   operandWriter,
   outsOf,
-  strideUniforms,
   threads,
   tileName,
   writerFunctions,
 } from "./attention_common.ts";
 import {
   attentionFields,
+  attentionReads,
   type AttentionSettings,
+  attentionUniforms,
   changesScores,
   dropoutText,
   featureFunctions,
-  featureReads,
-  featureUniforms,
   isEdge,
   keyRange,
   keyRow,
@@ -90,18 +91,10 @@ import {
 } from "./attention_tiles.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 
-export type { AttentionPlan } from "./attention_common.ts";
-
 /** Everything that the text of the forward kernel depends on. */
-export interface AttentionForwardParams {
+export interface AttentionForwardParams extends AttentionOperands {
   readonly tile: AttentionTile;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: AttentionOperand;
-  readonly k: AttentionOperand;
-  readonly v: AttentionOperand;
   readonly out: AttentionOperand;
-  readonly features: AttentionFeatures;
   readonly subgroups: boolean;
   /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
   readonly lastFirst: boolean;
@@ -131,20 +124,9 @@ export function attentionForward(params: AttentionForwardParams): Kernel {
     ...(subgroups ? ["subgroups"] : []),
   ].join("_") + featuresName(features);
   return kernel(name, {
-    reads: {
-      q: operandType(q),
-      k: operandType(k),
-      v: operandType(v),
-      ...featureReads(features),
-      ...(features.sinks ? { sinks: "f32" } : {}),
-    },
+    reads: attentionReads(params),
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: {
-      ...attentionFields(features),
-      tiles: "u32",
-      parts: "u32",
-      batch: "u32",
-    },
+    uniforms: { ...attentionFields(features), tiles: "u32", parts: "u32", batch: "u32" },
     requires: subgroups ? ["subgroups"] : [],
   }, () => body(params));
 }
@@ -264,26 +246,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 }`;
 }
 
-/** What the choice of a tile depends on. */
-export interface AttentionShape {
-  readonly batch: number;
-  readonly seqlenQ: number;
-  readonly seqlenK: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
-  /** Rows of all queries together when lengths vary; batch·seqlenQ otherwise. */
-  readonly totalQ?: number;
-}
-
-/** How a call's operands lie in memory. */
-export interface AttentionLayout {
-  readonly q: AttentionStrides;
-  readonly k: AttentionStrides;
-  readonly v: AttentionStrides;
-}
-
 /**
  * Chooses the kernel of a call.
  *
@@ -363,22 +325,10 @@ export function planAttentionForward(
   at: AttentionLayout,
   settings: AttentionSettings,
 ): AttentionPlan {
-  const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape, { parts } = params;
+  const { batch, seqlenQ, heads } = shape, { parts } = params;
   const tiles = Math.ceil(seqlenQ / (params.tile.ty * params.tile.rows));
   return {
     workgroups: params.lastFirst ? [heads, batch * parts, tiles] : [tiles, heads, batch * parts],
-    uniforms: {
-      sq: params.features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
-      sk: seqlenK,
-      heads,
-      group: heads / kvHeads,
-      tiles,
-      parts,
-      batch,
-      ...strideUniforms("q", params.q, at.q),
-      ...strideUniforms("k", params.k, at.k),
-      ...strideUniforms("v", params.v, at.v),
-      ...featureUniforms(params.features, settings),
-    },
+    uniforms: { ...attentionUniforms(params, shape, at, settings), tiles, parts, batch },
   };
 }

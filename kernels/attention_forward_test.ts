@@ -71,9 +71,9 @@ Deno.test("attention uses subgroups only where one holds all threads of a row", 
 Deno.test("attention reads four numbers at a time exactly where all strides allow it", () => {
   const { shape, at } = shapeOf(64, 64, 128);
   const pick = (q: Partial<typeof at.q>) =>
-    pickAttentionForward(devices[0], shape, { ...at, q: { ...at.q, ...q } }, storage, plainAttention).q.vector;
-  assert.equal(pick({}), true);
-  for (const name of ["offset", "batch", "seq", "head"] as const) assert.equal(pick({ [name]: at.q[name] + 2 }), false);
+    pickAttentionForward(devices[0], shape, { ...at, q: { ...at.q, ...q } }, storage, plainAttention).q.unit;
+  assert.equal(pick({}), 4);
+  for (const name of ["offset", "batch", "seq", "head"] as const) assert.equal(pick({ [name]: at.q[name] + 2 }), 1);
 });
 
 Deno.test("an attention kernel's name changes with everything that its text depends on", () => {
@@ -94,7 +94,7 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     ...features.map((some) => ({ ...base, features: { ...plainAttention, ...some } })),
     ...(["q", "k", "v", "out"] as const).flatMap((name) => [
       ...storages.map((storage) => ({ ...base, [name]: { ...base[name], storage } })),
-      { ...base, [name]: { ...base[name], vector: false } },
+      { ...base, [name]: { ...base[name], unit: 1 as const } },
     ]),
     ...(["tx", "ty", "rows", "columns", "depth"] as const).map((name) => ({
       ...base,

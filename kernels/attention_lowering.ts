@@ -9,6 +9,9 @@ import { attentionBackwardQueries } from "./attention_backward_queries.ts";
 import { attentionCombine, pickAttentionCombine, planAttentionCombine } from "./attention_combine.ts";
 import {
   type AttentionFeatures,
+  type AttentionLayout,
+  type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
   type AttentionStrides,
   denseOperand,
@@ -16,14 +19,7 @@ import {
 } from "./attention_common.ts";
 import { type AttentionFlops, attentionFlops } from "./attention_cost.ts";
 import { attentionDecode, decodeRows, pickAttentionDecode, planAttentionDecode } from "./attention_decode.ts";
-import {
-  attentionForward,
-  type AttentionLayout,
-  type AttentionPlan,
-  type AttentionShape,
-  pickAttentionForward,
-  planAttentionForward,
-} from "./attention_forward.ts";
+import { attentionForward, pickAttentionForward, planAttentionForward } from "./attention_forward.ts";
 import { planAttentionMatrixBackward } from "./attention_matrix_backward.ts";
 import { attentionMatrixBackwardKeys } from "./attention_matrix_backward_keys.ts";
 import { attentionMatrixBackwardQueries } from "./attention_matrix_backward_queries.ts";
@@ -95,7 +91,7 @@ function scoreStrides(x: View | undefined, full: Shape): ScoreStrides | undefine
 export interface CallOptions {
   readonly features: AttentionFeatures;
   readonly settings: AttentionSettings;
-  /** The bindings that `featureReads` names, and `sinks`. */
+  /** The bindings that `featureReads` names. */
   readonly bindings: Readonly<Record<string, View>>;
 }
 
@@ -297,7 +293,7 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);
   if (picked.queries.careful) {
-    const norms = { ...picked.queries, sinks: found.sinks !== undefined };
+    const norms = { ...picked.queries, features: { ...picked.queries.features, sinks: found.sinks !== undefined } };
     dispatchNamed(call, attentionBackwardNorms(norms), views, plan.norms);
   }
   const flops = attentionFlops(shape, settings.window);

@@ -33,20 +33,20 @@
  */
 import {
   type AttentionFeatures,
+  type AttentionLayout,
+  type AttentionOperand,
+  type AttentionOperands,
+  type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
   denseOperand,
   featuresName,
+  operandName,
+  operandType,
   operandWriter,
   writerFunctions,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
-import {
-  type MatrixOperand,
-  matrixOperandName,
-  matrixOperandType,
-  matrixReader,
-  matrixStrides,
-} from "./attention_matrix_operands.ts";
+import { matrixReader } from "./attention_matrix_operands.ts";
 import { scoreScale } from "./attention_matrix_powers.ts";
 import {
   matrixRows,
@@ -65,29 +65,24 @@ import {
 } from "./attention_matrix_tiles.ts";
 import {
   attentionFields,
+  attentionReads,
   type AttentionSettings,
+  attentionUniforms,
   changesScores,
   featureFunctions,
-  featureReads,
-  featureUniforms,
   keyRow,
   scoreText,
 } from "./attention_options.ts";
 import { each } from "./kernel.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel on matrices depends on. */
-export interface AttentionMatrixBackwardParams {
+export interface AttentionMatrixBackwardParams extends AttentionOperands {
   readonly tile: MatrixTile;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: MatrixOperand;
-  readonly k: MatrixOperand;
-  readonly v: MatrixOperand;
   /** The gradient of the output: dense [B, Sq, H, Dv]. */
-  readonly dOut: MatrixOperand;
+  readonly dOut: AttentionOperand;
   /** dq, or dk and dv: dense. */
   readonly grad: AttentionStorage;
-  /** `range` is `slopes` or, for bf16, `scaled`. */
+  /** Its `range` is `slopes` or, for bf16, `scaled`. */
   readonly features: AttentionFeatures;
   /** Heads vary fastest, tiles with the most work start first. */
   readonly longFirst: boolean;
@@ -98,29 +93,17 @@ export function nameOf(kind: "keys" | "queries", params: AttentionMatrixBackward
   const { tile, headDim, valueDim, q, k, v, dOut, grad, features, longFirst } = params;
   return [
     `attention_matrix_backward_${kind}_d${headDim}x${valueDim}_${matrixTileName(tile)}`,
-    ...[q, k, v, dOut].map(matrixOperandName),
+    ...[q, k, v, dOut].map(operandName),
     grad,
     ...(longFirst ? ["long"] : []),
   ].join("_") + featuresName(features);
 }
 
 /** What both kernels read, and their uniforms. */
-export function interfaceOf({ q, k, v, dOut, features }: AttentionMatrixBackwardParams) {
+export function interfaceOf(params: AttentionMatrixBackwardParams) {
   return {
-    reads: {
-      q: matrixOperandType(q),
-      k: matrixOperandType(k),
-      v: matrixOperandType(v),
-      dOut: matrixOperandType(dOut),
-      rowStats: "vec4f",
-      ...featureReads(features),
-    },
-    uniforms: {
-      ...attentionFields(features),
-      tiles: "u32",
-      step: "u32",
-      gradScale: "f32",
-    },
+    reads: attentionReads(params, { dOut: operandType(params.dOut), rowStats: "vec4f" }),
+    uniforms: { ...attentionFields(params.features), tiles: "u32", step: "u32", gradScale: "f32" },
     requires: ["f16", "subgroups", "subgroup-matrix"],
   } as const;
 }
@@ -252,23 +235,16 @@ export function planAttentionMatrixBackward(
   at: AttentionLayout,
   settings: AttentionSettings,
 ): { keys: AttentionPlan; queries: AttentionPlan } {
-  const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape;
+  const { batch, seqlenQ, seqlenK, heads, kvHeads } = shape;
   const plan = (seqlen: number, heads: number): AttentionPlan => {
     const tiles = Math.ceil(seqlen / matrixRows(params.tile));
     return {
       workgroups: params.longFirst ? [heads, batch, tiles] : [tiles, heads, batch],
       uniforms: {
-        sq: params.features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
-        sk: seqlenK,
-        heads: shape.heads,
-        group: shape.heads / kvHeads,
+        ...attentionUniforms(params, shape, at, settings),
         tiles,
         step: params.tile.step,
         gradScale: settings.softmaxScale,
-        ...matrixStrides("q", params.q, at.q),
-        ...matrixStrides("k", params.k, at.k),
-        ...matrixStrides("v", params.v, at.v),
-        ...featureUniforms(params.features, settings),
       },
     };
   };

@@ -40,8 +40,11 @@
  * PyTorch's FlashAttention-2, same card: 342 / 264, 262 / 181.
  */
 import {
-  type AttentionFeatures,
+  type AttentionLayout,
   type AttentionOperand,
+  type AttentionOperands,
+  type AttentionPlan,
+  type AttentionShape,
   featuresName,
   floor,
   masked,
@@ -50,14 +53,7 @@ import {
   operandWriter,
   writerFunctions,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionPlan, AttentionShape } from "./attention_forward.ts";
-import {
-  type MatrixOperand,
-  matrixOperandName,
-  matrixOperandType,
-  matrixReader,
-  matrixStrides,
-} from "./attention_matrix_operands.ts";
+import { matrixReader } from "./attention_matrix_operands.ts";
 import {
   isBeside,
   joinRow,
@@ -86,12 +82,12 @@ import {
 } from "./attention_matrix_tiles.ts";
 import {
   attentionFields,
+  attentionReads,
   type AttentionSettings,
+  attentionUniforms,
   changesScores,
   dropoutText,
   featureFunctions,
-  featureReads,
-  featureUniforms,
   isEdge,
   keyRange,
   keyRow,
@@ -103,15 +99,9 @@ import { rangeText, scoreScale, withoutPower } from "./attention_matrix_powers.t
 import { each, type Kernel, kernel } from "./kernel.ts";
 
 /** Everything that the text of the matrix forward kernel depends on. */
-export interface AttentionMatrixForwardParams {
+export interface AttentionMatrixForwardParams extends AttentionOperands {
   readonly tile: MatrixTile;
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: MatrixOperand;
-  readonly k: MatrixOperand;
-  readonly v: MatrixOperand;
   readonly out: AttentionOperand;
-  readonly features: AttentionFeatures;
   /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
   readonly lastFirst: boolean;
   /** The next keys and values are on their way to registers during the products, not only during the softmax. */
@@ -137,25 +127,14 @@ export function attentionMatrixForward(params: AttentionMatrixForwardParams): Ke
   const { tile, headDim, valueDim, q, k, v, out, features, lastFirst, early } = params;
   const name = [
     `attention_matrix_forward_d${headDim}x${valueDim}_${matrixTileName(tile)}`,
-    ...[q, k, v].map(matrixOperandName),
-    operandName(out),
+    ...[q, k, v, out].map(operandName),
     ...(lastFirst ? ["last"] : []),
     ...(early ? ["early"] : []),
   ].join("_") + featuresName(features);
   return kernel(name, {
-    reads: {
-      q: matrixOperandType(q),
-      k: matrixOperandType(k),
-      v: matrixOperandType(v),
-      ...featureReads(features),
-      ...(features.sinks ? { sinks: "f32" } : {}),
-    },
+    reads: attentionReads(params),
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: {
-      ...attentionFields(features),
-      tiles: "u32",
-      step: "u32",
-    },
+    uniforms: { ...attentionFields(features), tiles: "u32", step: "u32" },
     requires: ["f16", "subgroups", "subgroup-matrix"],
   }, () => body(params));
 }
@@ -337,21 +316,10 @@ export function planAttentionMatrixForward(
   at: AttentionLayout,
   settings: AttentionSettings,
 ): AttentionPlan {
-  const { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ } = shape;
+  const { batch, seqlenQ, heads } = shape;
   const tiles = Math.ceil(seqlenQ / matrixRows(params.tile));
   return {
     workgroups: params.lastFirst ? [heads, batch, tiles] : [tiles, heads, batch],
-    uniforms: {
-      sq: params.features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
-      sk: seqlenK,
-      heads,
-      group: heads / kvHeads,
-      tiles,
-      step: params.tile.step,
-      ...matrixStrides("q", params.q, at.q),
-      ...matrixStrides("k", params.k, at.k),
-      ...matrixStrides("v", params.v, at.v),
-      ...featureUniforms(params.features, settings),
-    },
+    uniforms: { ...attentionUniforms(params, shape, at, settings), tiles, step: params.tile.step },
   };
 }

@@ -6,50 +6,15 @@
  * f16 costs three times its bytes, more than a call of few queries; what is converted twice is little beside the products
  * that each element takes part in.
  */
-import type { AttentionStorage, AttentionStrides } from "./attention_common.ts";
+import { type AttentionOperand, type AttentionStorage, type AttentionStrides, isEven } from "./attention_common.ts";
 import { packUnit } from "./attention_matrix_tiles.ts";
 import { each } from "./kernel.ts";
 
-/** An operand in storage, f16, or bf16 or f32 that is rounded on its way in; `unit` elements are one load. */
-export interface MatrixOperand {
-  readonly storage: AttentionStorage;
-  readonly unit: 8 | 4 | 2 | 1;
-}
-
-/** The operand of rows of `size` elements that lie there. */
-export function matrixOperandOf(
-  storage: AttentionStorage,
-  size: number,
-  { offset, batch, seq, head }: AttentionStrides,
-): MatrixOperand {
-  const even = (unit: number): boolean => [size, offset, batch, seq, head].every((n) => n % unit === 0);
+/** The operand of rows of `size` elements that lie there: f16, or bf16 or f32 that is rounded on its way in. */
+export function matrixOperandOf(storage: AttentionStorage, size: number, strides: AttentionStrides): AttentionOperand {
+  const even = (unit: number): boolean => isEven(unit, size, strides);
   if (storage === "f32") return { storage, unit: even(4) ? 4 : 1 };
   return { storage, unit: even(8) ? 8 : even(2) ? 2 : 1 };
-}
-
-/** Element type of the operand's binding. */
-export function matrixOperandType({ storage, unit }: MatrixOperand): string {
-  if (storage === "f32") return unit === 4 ? "vec4f" : "f32";
-  return unit === 8 ? "vec4u" : "u32";
-}
-
-/** Part of a kernel's name. */
-export function matrixOperandName({ storage, unit }: MatrixOperand): string {
-  return `${storage}u${unit}`;
-}
-
-/** The strides as uniforms, in the units of the operand's loads. */
-export function matrixStrides(
-  name: string,
-  { unit }: MatrixOperand,
-  { offset, batch, seq, head }: AttentionStrides,
-): Record<string, number> {
-  return {
-    [`${name}Offset`]: offset / unit,
-    [`${name}Batch`]: batch / unit,
-    [`${name}Seq`]: seq / unit,
-    [`${name}Head`]: head / unit,
-  };
 }
 
 /** What is made of eight neighbouring elements: of four words with two of 16 bits each, or of two vec4f. */
@@ -66,7 +31,7 @@ export interface EightUse {
 export function eightReader(
   call: string,
   name: string,
-  { storage, unit }: MatrixOperand,
+  { storage, unit }: AttentionOperand,
   size: number,
   padded: number,
   { type, words, floats }: EightUse,
@@ -106,7 +71,7 @@ export function eightReader(
  */
 export function matrixReader(
   name: string,
-  operand: MatrixOperand,
+  operand: AttentionOperand,
   size: number,
   padded: number,
   scaled = false,

@@ -7,8 +7,13 @@
  * and head sizes over 128, whose matrices do not fit the registers.
  */
 import { type Capabilities, matrixUnits } from "../tensor/backend.ts";
-import { type AttentionFeatures, type AttentionStorage, denseOperand } from "./attention_common.ts";
-import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
+import {
+  type AttentionFeatures,
+  type AttentionLayout,
+  type AttentionShape,
+  type AttentionStorage,
+  denseOperand,
+} from "./attention_common.ts";
 import { attentionMatrixBackwardMemory, type AttentionMatrixBackwardParams } from "./attention_matrix_backward.ts";
 import { attentionMatrixForwardMemory, type AttentionMatrixForwardParams } from "./attention_matrix_forward.ts";
 import { matrixOperandOf } from "./attention_matrix_operands.ts";

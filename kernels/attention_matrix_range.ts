@@ -23,23 +23,21 @@
  */
 import {
   type AttentionFeatures,
+  type AttentionLayout,
+  type AttentionOperand,
   type AttentionPlan,
+  type AttentionShape,
   type AttentionStorage,
+  operandName,
+  operandType,
   plainAttention,
 } from "./attention_common.ts";
-import type { AttentionLayout, AttentionShape } from "./attention_forward.ts";
-import {
-  eightReader,
-  type MatrixOperand,
-  matrixOperandName,
-  matrixOperandType,
-  matrixStrides,
-} from "./attention_matrix_operands.ts";
+import { eightReader } from "./attention_matrix_operands.ts";
 import {
   attentionFields,
   type AttentionSettings,
+  attentionUniforms,
   featureReads,
-  featureUniforms,
   keyRow,
   locateBatch,
   locateHead,
@@ -53,7 +51,7 @@ export interface AttentionRangeParams {
   readonly headDim: number;
   readonly valueDim: number;
   /** The operands to look at: q, k and v, in the backward dOut too, [B, Sq, H, Dv]; v and dOut alone for the power of dS. */
-  readonly operands: Readonly<Partial<Record<"q" | "k" | "v" | "dOut", MatrixOperand>>>;
+  readonly operands: Readonly<Partial<Record<"q" | "k" | "v" | "dOut", AttentionOperand>>>;
   /** Storage `dLse`, f32 [B, H, Sq], is looked at. */
   readonly dLse: boolean;
   /** Lanes of a subgroup. */
@@ -97,7 +95,7 @@ fn largest_of(a: vec4u, b: vec4u, infinity: u32) -> u32 {
 }`;
 
 /** A magnitude of that storage as the bits of an f32. */
-function bitsOf({ storage }: MatrixOperand, magnitude: string): string {
+function bitsOf({ storage }: AttentionOperand, magnitude: string): string {
   if (storage === "f16") return `bitcast<u32>(unpack2x16float(${magnitude}).x)`;
   return storage === "bf16" ? `(${magnitude} << 16u)` : magnitude;
 }
@@ -105,17 +103,17 @@ function bitsOf({ storage }: MatrixOperand, magnitude: string): string {
 /** The ranges kernel: reads operands and what says where their rows lie, raises words of `ranges`, which begin as 0. */
 export function attentionRange(params: AttentionRangeParams): Kernel {
   const { headDim, valueDim, operands, dLse, lanes } = params, features = placesOf(params.features);
-  const named = Object.entries(operands) as [keyof typeof operands, MatrixOperand][];
+  const named = Object.entries(operands) as [keyof typeof operands, AttentionOperand][];
   const name = [
     `attention_matrix_range_d${headDim}x${valueDim}_l${lanes}`,
-    ...named.map(([name, operand]) => `${name}_${matrixOperandName(operand)}`),
+    ...named.map(([name, operand]) => `${name}_${operandName(operand)}`),
     ...(dLse ? ["dlse"] : []),
     ...(features.lengths === "dense" ? [] : [features.lengths]),
     ...(["leftpad", "cacheIndex", "paged"] as const).filter((name) => features[name]),
   ].join("_");
   return kernel(name, {
     reads: {
-      ...Object.fromEntries(named.map(([name, operand]) => [name, matrixOperandType(operand)])),
+      ...Object.fromEntries(named.map(([name, operand]) => [name, operandType(operand)])),
       ...(dLse ? { dLse: "f32" } : {}),
       ...featureReads(features),
     },
@@ -127,7 +125,7 @@ export function attentionRange(params: AttentionRangeParams): Kernel {
 
 function body({ headDim, valueDim, operands, dLse, lanes, features }: AttentionRangeParams): string {
   const threads = Math.min(256, 8 * lanes), sizes = { q: headDim, k: headDim, v: valueDim, dOut: valueDim };
-  const named = Object.entries(operands) as [keyof typeof operands, MatrixOperand][];
+  const named = Object.entries(operands) as [keyof typeof operands, AttentionOperand][];
   /** Lanes beside one another that share a row, and how often they load. */
   const spread = (size: number): { perRow: number; loads: number } => {
     const eights = Math.ceil(size / 8), perRow = Math.min(lanes, 2 ** Math.ceil(Math.log2(eights)));
@@ -211,22 +209,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 /** Workgroups and uniforms of the ranges kernel. */
 export function planAttentionRange(
   { operands, features }: AttentionRangeParams,
-  { batch, seqlenQ, seqlenK, heads, kvHeads, totalQ }: AttentionShape,
+  shape: AttentionShape,
   at: AttentionLayout,
   settings: AttentionSettings,
 ): AttentionPlan {
+  const { batch, seqlenQ, seqlenK, kvHeads } = shape, unread: AttentionOperand = { storage: "f16", unit: 1 };
+  const { q = unread, k = unread, v = unread } = operands;
   return {
     workgroups: [Math.ceil(Math.max(seqlenQ, seqlenK) / chunk), kvHeads, batch],
-    uniforms: {
-      sq: features.lengths === "varlen" ? totalQ ?? 0 : seqlenQ,
-      sk: seqlenK,
-      heads,
-      group: heads / kvHeads,
-      ...(["q", "k", "v"] as const).reduce(
-        (all, name) => ({ ...all, ...matrixStrides(name, operands[name] ?? { storage: "f16", unit: 1 }, at[name]) }),
-        {},
-      ),
-      ...featureUniforms(placesOf(features), settings),
-    },
+    uniforms: attentionUniforms({ q, k, v, features: placesOf(features) }, shape, at, settings),
   };
 }

@@ -7,7 +7,17 @@
  *
  * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
  */
-import { type AttentionFeatures, type AttentionStrides, masked, strideFields } from "./attention_common.ts";
+import {
+  type AttentionFeatures,
+  type AttentionLayout,
+  type AttentionOperands,
+  type AttentionShape,
+  type AttentionStrides,
+  masked,
+  operandType,
+  strideFields,
+  strideUniforms,
+} from "./attention_common.ts";
 import { rangeFunctions } from "./attention_matrix_powers.ts";
 import type { UniformType } from "./kernel.ts";
 import { philox4x32 } from "./random.ts";
@@ -56,6 +66,7 @@ export function featureReads(features: AttentionFeatures): Record<string, string
     ...(features.mask ? { mask: "u32" } : {}),
     ...(features.dropout ? { dropoutKey: "u32" } : {}),
     ...(features.range === "none" ? {} : { ranges: "vec4u" }),
+    ...(features.sinks ? { sinks: "f32" } : {}),
   };
 }
 
@@ -74,6 +85,14 @@ export function featureFields(features: AttentionFeatures): Record<string, Unifo
   };
 }
 
+/** Storage that every kernel over q, k and v reads: the operands, then `more`, then what the options read. */
+export function attentionReads(
+  { q, k, v, features }: AttentionOperands,
+  more: Record<string, string> = {},
+): Record<string, string> {
+  return { q: operandType(q), k: operandType(k), v: operandType(v), ...more, ...featureReads(features) };
+}
+
 /** Uniform fields that every kernel over q, k and v has: sizes, the scale, where the operands lie, what the options read. */
 export function attentionFields(features: AttentionFeatures): Record<string, UniformType> {
   return {
@@ -82,6 +101,25 @@ export function attentionFields(features: AttentionFeatures): Record<string, Uni
     ...strideFields("k"),
     ...strideFields("v"),
     ...featureFields(features),
+  };
+}
+
+/** What `attentionFields` holds for a call. */
+export function attentionUniforms(
+  { q, k, v, features }: Pick<AttentionOperands, "q" | "k" | "v" | "features">,
+  { seqlenQ, seqlenK, heads, kvHeads, totalQ = 0 }: AttentionShape,
+  at: AttentionLayout,
+  settings: AttentionSettings,
+): Record<string, number> {
+  return {
+    sq: features.lengths === "varlen" ? totalQ : seqlenQ,
+    sk: seqlenK,
+    heads,
+    group: heads / kvHeads,
+    ...strideUniforms("q", q, at.q),
+    ...strideUniforms("k", k, at.k),
+    ...strideUniforms("v", v, at.v),
+    ...featureUniforms(features, settings),
   };
 }
 

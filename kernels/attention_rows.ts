@@ -7,8 +7,8 @@
  * Floor of the rows kernel for f32 B4 H12 S2048 D64: 50 MB at 4.07 TB/s = 0.012 ms; measured 0.020 ms on an H200.
  */
 import {
-  type AttentionFeatures,
   type AttentionOperand,
+  type AttentionOperands,
   featuresName,
   operandName,
   operandReader,
@@ -17,9 +17,9 @@ import {
 import { mathFunctions } from "./math.ts";
 import {
   attentionFields,
+  attentionReads,
   dropoutText,
   featureFunctions,
-  featureReads,
   keyRow,
   locateBatch,
   locateHead,
@@ -54,7 +54,6 @@ export function attentionBackwardRows({ valueDim, out, dOut, dLse, careful }: At
   const name = `attention_backward_rows_d${valueDim}_${operandName(out)}_${operandName(dOut)}${dLse ? "_dlse" : ""}` +
     (careful ? "_careful" : "");
   const all = rowsPerGroup;
-  const units = (operand: AttentionOperand): number => operand.vector ? valueDim / 4 : valueDim;
   return kernel(name, {
     reads: { out: operandType(out), dOut: operandType(dOut), lse: "f32", ...(dLse ? { dLse: "f32" } : {}) },
     writes: { rowStats: "vec4f" },
@@ -67,7 +66,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let row = (group.y * u.groups + group.x) * ${all}u + li;
   if (row >= u.rows) { return; }
   var sum = 0.0f;
-  ${rowProduct(valueDim, `out_at(row * ${units(out)}u, d4)`, `dOut_at(row * ${units(dOut)}u, d4)`, careful)}
+  ${
+    rowProduct(
+      valueDim,
+      `out_at(row * ${valueDim / out.unit}u, d4)`,
+      `dOut_at(row * ${valueDim / dOut.unit}u, d4)`,
+      careful,
+    )
+  }
   let i = row / u.heads; let h = row % u.heads;
   let at = ((i / u.sq) * u.heads + h) * u.sq + i % u.sq;
   ${dLse && !careful ? "sum -= dLse[at];" : ""}
@@ -87,15 +93,8 @@ const coarseLog2e = Math.round(Math.LOG2E * 2048) / 2048;
 export const fewRows = 4;
 
 /** What the norms kernel depends on. */
-export interface AttentionNormsParams {
-  readonly headDim: number;
-  readonly valueDim: number;
-  readonly q: AttentionOperand;
-  readonly k: AttentionOperand;
-  readonly v: AttentionOperand;
+export interface AttentionNormsParams extends AttentionOperands {
   readonly dOut: AttentionOperand;
-  readonly features: AttentionFeatures;
-  readonly sinks: boolean;
 }
 
 /**
@@ -106,27 +105,18 @@ export interface AttentionNormsParams {
  *   D = c + Σ p·(dp − c), c the dp of the row's largest p: a row with one key has dp − D = 0 exactly
  */
 export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
-  const { headDim, valueDim, q, k, v, dOut, features, sinks } = params;
+  const { headDim, valueDim, q, k, v, dOut, features } = params;
   const name = `attention_backward_norms_d${headDim}x${valueDim}_${[q, k, v, dOut].map(operandName).join("_")}` +
-    (sinks ? "_sinks" : "") + featuresName(features);
+    featuresName(features);
   return kernel(name, {
-    reads: {
-      q: operandType(q),
-      k: operandType(k),
-      v: operandType(v),
-      dOut: operandType(dOut),
-      ...featureReads(features),
-      ...(sinks ? { sinks: "f32" } : {}),
-    },
+    reads: attentionReads(params, { dOut: operandType(dOut) }),
     writes: { rowStats: "vec4f" },
-    uniforms: {
-      ...attentionFields(features),
-    },
+    uniforms: attentionFields(features),
   }, () => normsBody(params));
 }
 
-function normsBody({ headDim, valueDim, q, k, v, dOut, features, sinks }: AttentionNormsParams): string {
-  const all = 64, row = `((outRow + i) * u.heads + h) * ${dOut.vector ? valueDim / 4 : valueDim}u`;
+function normsBody({ headDim, valueDim, q, k, v, dOut, features }: AttentionNormsParams): string {
+  const all = 64, row = `((outRow + i) * u.heads + h) * ${valueDim / dOut.unit}u`;
   const product = (name: string, size: number, a: string, b: string): string =>
     `var ${name} = 0.0f; { var sum = 0.0f; ${rowProduct(size, a, b, true)} ${name} = sum; }`;
   // Every key's score and gradient, then what is to be done with them where the query sees the key.
@@ -170,7 +160,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   parts[li] = sums;
   ${tree("a + b")}
   if (li == 0u && stats.x < 1e30f) {
-    let sink = ${sinks ? "ft_exp2(sinks[h] * 1.4426950408889634f - stats.x - stats.z)" : "0.0f"};
+    let sink = ${features.sinks ? "ft_exp2(sinks[h] * 1.4426950408889634f - stats.x - stats.z)" : "0.0f"};
     let total = parts[0].x + sink; let over = total - 1.0f;
     // log₂ of what is nearly 1, where a device's own may be off by 2⁻²¹.
     let change = over * (1.0f - over * (0.5f - over * 0.33333333f)) * 1.4426950408889634f;

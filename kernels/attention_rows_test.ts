@@ -16,7 +16,7 @@ Deno.test("attention's gradient of sinks is that of naive attention, over batche
 });
 
 Deno.test("the rows kernel binds dLse only where lse has a gradient", () => {
-  const operand = { storage: "f32", vector: true } as const;
+  const operand = { storage: "f32", unit: 4 } as const;
   const params = { valueDim: 64, out: operand, dOut: operand, careful: false };
   assert.deepEqual(attentionBackwardRows({ ...params, dLse: false }).reads, ["out", "dOut", "lse"]);
   assert.deepEqual(attentionBackwardRows({ ...params, dLse: true }).reads, ["out", "dOut", "lse", "dLse"]);
