@@ -48,7 +48,6 @@ import {
   type AttentionStorage,
   type AttentionTile,
   denseOperand,
-  featuresName,
   fits,
   operandName,
   operandOf,
@@ -58,32 +57,30 @@ import {
   outsOf,
   threads,
   tileName,
+  tileOf,
   writerFunctions,
 } from "./attention_common.ts";
 import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
-import { pickParts } from "./attention_parts.ts";
+import { type AttentionOrder, gridOf, pickParts } from "./attention_parts.ts";
 import { fewRows, rowsPerGroup } from "./attention_rows.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   type AttentionSettings,
   attentionUniforms,
   featureFunctions,
   keyRow,
 } from "./attention_options.ts";
 import { mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
-import { each, type Feature } from "./kernel.ts";
+import { each, type Kernel } from "./kernel.ts";
 import { mathFunctions } from "./math.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel depends on. */
-export interface AttentionBackwardParams extends AttentionOperands {
+export interface AttentionBackwardParams extends AttentionOperands, AttentionOrder {
   readonly tile: AttentionTile;
   /** The gradient of the output: dense [B, Sq, H, Dv]. */
   readonly dOut: AttentionOperand;
   /** dq, or dk and dv: dense. */
   readonly grad: AttentionStorage;
-  /** Heads vary fastest, tiles with the most work start first. */
-  readonly longFirst: boolean;
   /** Workgroups that share a tile's walk; above 1 the results are those of parts, f32 [parts, …], to be summed. */
   readonly parts: number;
   /** A tile's sums are made apart and then added, for fewer roundings in a row and more registers. */
@@ -104,9 +101,8 @@ export function attentionBackwardMemory(params: AttentionBackwardParams): number
   return workgroupBytes(params.tile, outsMost(params), false);
 }
 
-/** The name of a kernel of these parameters. */
-export function nameOf(kind: string, params: AttentionBackwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, dOut, grad, features, longFirst, parts, stepwise, careful, dBias } = params;
+function nameOf(kind: "keys" | "queries", params: AttentionBackwardParams): string[] {
+  const { tile, headDim, valueDim, q, k, v, dOut, grad, longFirst, parts, stepwise, careful, dBias } = params;
   return [
     `attention_backward_${kind}_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, dOut].map(operandName),
@@ -116,17 +112,26 @@ export function nameOf(kind: string, params: AttentionBackwardParams): string {
     ...(stepwise ? ["stepwise"] : []),
     ...(careful ? ["careful"] : []),
     ...(dBias ? ["dbias"] : []),
-  ].join("_") + featuresName(features);
+  ];
 }
 
-/** What both kernels read. */
-export function interfaceOf(params: AttentionBackwardParams) {
-  const { tile, dOut, features } = params, requires: readonly Feature[] = tile.lanes ? ["subgroups"] : [];
-  return {
-    requires,
-    reads: attentionReads(params, { dOut: operandType(dOut), rowStats: "vec4f" }),
-    uniforms: { ...attentionFields(features), tiles: "u32", parts: "u32", batch: "u32", gradScale: "f32" },
-  } as const;
+/**
+ * The keys kernel or the queries kernel: reads q, k, v, dOut, rowStats and what the features read.
+ *
+ * @param writes names and element types of the results
+ */
+export function backwardKernel(
+  kind: "keys" | "queries",
+  params: AttentionBackwardParams,
+  writes: Record<string, string>,
+  body: (params: AttentionBackwardParams) => string,
+): Kernel {
+  return attentionKernel(nameOf(kind, params), params, {
+    reads: { dOut: operandType(params.dOut), rowStats: "vec4f" },
+    writes,
+    uniforms: { tiles: "u32", parts: "u32", batch: "u32", gradScale: "f32" },
+    requires: params.tile.lanes ? ["subgroups"] : [],
+  }, body);
 }
 
 /** What both kernels have before their `main`, and its first line. */
@@ -260,30 +265,23 @@ function backwardTiles(
   { window, dropout }: AttentionFeatures,
   careful: boolean,
 ): { keys: AttentionTile[]; queries: AttentionTile[] } {
-  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
-    tx,
-    ty,
-    rows,
-    columns,
-    depth,
-  });
   const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
-  const last = dim <= 128 ? [tile(8, 8, 4, 4, 8), tile(8, 4, 4, 4, 8)] : [tile(16, 4, 4, 4, 8)];
+  const last = dim <= 128 ? [tileOf(8, 8, 4, 4, 8), tileOf(8, 4, 4, 4, 8)] : [tileOf(16, 4, 4, 4, 8)];
   if (isSoftware(subgroupSize)) { // a large text takes seconds to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128;
-    const large = dim <= lanesMost && !dropout && !careful ? lanesTile(subgroupSize) : tile(8, 16, 8, 8, 8);
+    const large = dim <= lanesMost && !dropout && !careful ? lanesTile(subgroupSize) : tileOf(8, 16, 8, 8, 8);
     const tiles = worth ? [large, ...last] : last;
     return { keys: tiles, queries: tiles };
   }
   const best = dim <= 64
-    ? { keys: [tile(16, 8, 8, 4)], queries: [seqlenQ > 64 && !window ? tile(8, 16, 8, 8) : tile(16, 8, 8, 4)] }
+    ? { keys: [tileOf(16, 8, 8, 4)], queries: [seqlenQ > 64 && !window ? tileOf(8, 16, 8, 8) : tileOf(16, 8, 8, 4)] }
     : dim <= 96
-    ? { keys: [tile(8, 16, 4, 8)], queries: [tile(8, 16, 8, 8)] }
+    ? { keys: [tileOf(8, 16, 4, 8)], queries: [tileOf(8, 16, 8, 8)] }
     : dim <= 128
-    ? { keys: [tile(16, 8, 8, 4)], queries: [...(many ? [tile(16, 16, 8, 8, 32)] : []), tile(16, 8, 8, 8)] }
+    ? { keys: [tileOf(16, 8, 8, 4)], queries: [...(many ? [tileOf(16, 16, 8, 8, 32)] : []), tileOf(16, 8, 8, 8)] }
     : dim <= 192
-    ? { keys: [tile(16, 8, 4, 8)], queries: [tile(16, 8, 8, 8)] }
-    : { keys: [tile(32, 4, 8, 4)], queries: [tile(32, 4, 8, 8)] };
+    ? { keys: [tileOf(16, 8, 4, 8)], queries: [tileOf(16, 8, 8, 8)] }
+    : { keys: [tileOf(32, 4, 8, 4)], queries: [tileOf(32, 4, 8, 8)] };
   return { keys: [...best.keys, ...last], queries: [...best.queries, ...last] };
 }
 
@@ -300,7 +298,7 @@ export function planAttentionBackward(
   const plan = (params: AttentionBackwardParams, seqlen: number, heads: number): AttentionPlan => {
     const tiles = Math.ceil(seqlen / (params.tile.ty * params.tile.rows));
     return {
-      workgroups: params.longFirst ? [heads, batch * params.parts, tiles] : [tiles, heads, batch * params.parts],
+      workgroups: gridOf(params, tiles, heads, batch),
       uniforms: {
         ...attentionUniforms(params, shape, at, settings),
         tiles,

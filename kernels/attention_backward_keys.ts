@@ -2,30 +2,18 @@
 import { type AttentionTile, denseOperand, operandType, outsOf } from "./attention_common.ts";
 import {
   type AttentionBackwardParams,
-  interfaceOf,
+  backwardKernel,
   mixInto,
-  nameOf,
   operands,
   power,
   preamble,
 } from "./attention_backward.ts";
-import {
-  dropoutText,
-  isEdge,
-  locateBatch,
-  locateHead,
-  locatePart,
-  partOf,
-  queryRange,
-  scoreText,
-  visible,
-} from "./attention_options.ts";
+import { dropoutText, isEdge, locateBatch, locateHead, queryRange, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
+import { locateOwnKeys, partOf } from "./attention_parts.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
-
-const components = ["x", "y", "z", "w"];
+import { components, each, type Kernel } from "./kernel.ts";
 
 /**
  * The kernel that owns keys. Reads q, k, v, dOut, rowStats and what the features read; writes dk [B, Sk, Hk, D] and
@@ -33,14 +21,12 @@ const components = ["x", "y", "z", "w"];
  */
 export function attentionBackwardKeys(params: AttentionBackwardParams): Kernel {
   const { headDim, valueDim, grad } = params;
-  return kernel(nameOf("keys", params), {
-    ...interfaceOf(params),
-    writes: { dk: operandType(denseOperand(grad, headDim)), dv: operandType(denseOperand(grad, valueDim)) },
-  }, () => keysBody(params));
+  const writes = { dk: operandType(denseOperand(grad, headDim)), dv: operandType(denseOperand(grad, valueDim)) };
+  return backwardKernel("keys", params, writes, body);
 }
 
-function keysBody(params: AttentionBackwardParams): string {
-  const { tile, headDim, valueDim, features, longFirst, parts, careful } = params;
+function body(params: AttentionBackwardParams): string {
+  const { tile, headDim, valueDim, features, parts, careful } = params;
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
   const keyTile = ty * rows, queryTile = tx * columns;
@@ -101,11 +87,7 @@ function keysBody(params: AttentionBackwardParams): string {
   }`;
 
   return `${preamble(params, [["dk", headDim], ["dv", valueDim]])}
-  ${
-    longFirst
-      ? `${locatePart(params, "group.y")} let g = group.x; let k0 = group.z`
-      : `${locatePart(params, "group.z")} let g = group.y; let k0 = group.x`
-  } * ${keyTile}u;
+  ${locateOwnKeys(params, keyTile)}
   ${locateBatch(features)}
   if (k0 >= sk) { return; }
   ${rangeText(features)}

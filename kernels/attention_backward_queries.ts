@@ -2,30 +2,18 @@
 import { denseOperand, operandType, outsOf } from "./attention_common.ts";
 import {
   type AttentionBackwardParams,
-  interfaceOf,
+  backwardKernel,
   mixInto,
-  nameOf,
   operands,
   power,
   preamble,
 } from "./attention_backward.ts";
-import {
-  dropoutText,
-  isEdge,
-  keyRange,
-  locateBatch,
-  locateHead,
-  locatePart,
-  partOf,
-  scoreText,
-  visible,
-} from "./attention_options.ts";
+import { dropoutText, isEdge, keyRange, locateBatch, locateHead, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
+import { locateQueries, partOf } from "./attention_parts.ts";
 import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
-
-const components = ["x", "y", "z", "w"];
+import { components, each, type Kernel } from "./kernel.ts";
 
 /**
  * The kernel that owns queries. Reads what the keys kernel reads; writes dq [B, Sq, H, D], or as many as there are parts, and, when asked for,
@@ -33,14 +21,12 @@ const components = ["x", "y", "z", "w"];
  */
 export function attentionBackwardQueries(params: AttentionBackwardParams): Kernel {
   const { headDim, grad, dBias } = params;
-  return kernel(nameOf("queries", params), {
-    ...interfaceOf(params),
-    writes: { dq: operandType(denseOperand(grad, headDim)), ...(dBias ? { dBias: "f32" } : {}) },
-  }, () => queriesBody(params));
+  const writes = { dq: operandType(denseOperand(grad, headDim)), ...(dBias ? { dBias: "f32" } : {}) };
+  return backwardKernel("queries", params, writes, body);
 }
 
-function queriesBody(params: AttentionBackwardParams): string {
-  const { tile, headDim, features, longFirst, parts, careful, dBias } = params;
+function body(params: AttentionBackwardParams): string {
+  const { tile, headDim, features, parts, careful, dBias } = params;
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim);
   const queryTile = ty * rows, keyTile = tx * columns;
@@ -81,12 +67,7 @@ function queriesBody(params: AttentionBackwardParams): string {
   }`;
 
   return `${preamble(params, [["dq", headDim]])}
-  ${
-    longFirst
-      ? `${locatePart(params, "group.y")} let h = group.x; let q0 = (u.tiles - 1u - group.z)`
-      : `${locatePart(params, "group.z")} let h = group.y; let q0 = group.x`
-  } * ${queryTile}u;
-  let g = h / u.group;
+  ${locateQueries(params, queryTile)}
   ${locateBatch(features)}
   if (q0 >= sq) { return; }
   ${locateHead(features)}

@@ -3,7 +3,7 @@
  * a kernel's text may contain, and the description of a tile.
  */
 import type { Capabilities } from "../tensor/backend.ts";
-import { each, type UniformType } from "./kernel.ts";
+import { components, each, type UniformType } from "./kernel.ts";
 import { load, pack2, roundingFunctions, storageType, storageType4 } from "./storage.ts";
 
 /** How an operand's numbers are stored; arithmetic is f32 always. */
@@ -129,6 +129,11 @@ export const masked = "-1e30f";
 /** The row maximum before any score. */
 export const floor = "-5e29f";
 
+/** A tile of `ty` × `tx` threads that own `rows` × `columns` scores each. */
+export function tileOf(tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile {
+  return { tx, ty, rows, columns, depth };
+}
+
 /** Number of threads of a tile. */
 export function threads({ tx, ty }: AttentionTile): number {
   return tx * ty;
@@ -212,7 +217,7 @@ export function operandReader(name: string, { storage, unit }: AttentionOperand,
     if (storage === "f32") return `${head} return ${name}[row + d4]; }`;
     return `${head} let w = ${name}[row + d4]; return ${unpack4(storage, "w.x", "w.y")}; }`;
   }
-  const parts = ["x", "y", "z", "w"].map((part, i) => {
+  const parts = components.map((part, i) => {
     const read = `x.${part} = ${load(storage, name, `row + d + ${i}u`)};`;
     return i === 0 || size % 4 === 0 ? read : `if (d + ${i}u < ${size}u) { ${read} }`;
   });

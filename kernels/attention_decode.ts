@@ -37,7 +37,6 @@ import {
   type AttentionShape,
   type AttentionStorage,
   denseOperand,
-  featuresName,
   floor,
   isEven,
   masked,
@@ -50,8 +49,7 @@ import {
   writerFunctions,
 } from "./attention_common.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   type AttentionSettings,
   attentionUniforms,
   changesScores,
@@ -69,7 +67,7 @@ import {
   visible,
 } from "./attention_options.ts";
 import { reduceRows, rowScratch } from "./attention_tiles.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
+import { components, each, type Kernel } from "./kernel.ts";
 
 /** Everything that the text of the decoding kernel depends on. */
 export interface AttentionDecodeParams extends AttentionOperands {
@@ -117,19 +115,18 @@ export function attentionDecodeMemory(params: AttentionDecodeParams): number {
  * dense [B, Sq, H, Dv], and the bits of lse [B, H, Sq]; of parts out f32 [parts, B, Sq, H, Dv] and lse [parts, B, H, Sq].
  */
 export function attentionDecode(params: AttentionDecodeParams): Kernel {
-  const { headDim, valueDim, q, k, v, out, features, subgroups, rows, lanes, groups, unroll, split } = params;
+  const { headDim, valueDim, q, k, v, out, subgroups, rows, lanes, groups, unroll, split } = params;
   const name = [
     `attention_decode_d${headDim}x${valueDim}_r${rows}_l${lanes}x${groups}_u${unroll}`,
     ...[q, k, v, out].map(operandName),
     ...(split ? ["split"] : []),
     ...(subgroups ? ["subgroups"] : []),
-  ].join("_") + featuresName(features);
-  return kernel(name, {
-    reads: attentionReads(params),
+  ];
+  return attentionKernel(name, params, {
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: { ...attentionFields(features), parts: "u32", batch: "u32" },
+    uniforms: { parts: "u32", batch: "u32" },
     requires: subgroups ? ["subgroups"] : [],
-  }, () => body(params));
+  }, body);
 }
 
 /** Reads piece `e` of the row at `row` as vec4f, into names that start with `to`; nothing outside the row. */
@@ -347,8 +344,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     }`;
   }
 }
-
-const components = ["x", "y", "z", "w"];
 
 /** Most rows (query heads of a group, times queries) for which decoding is the better kernel. */
 export const decodeRows = 32;

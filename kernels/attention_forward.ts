@@ -42,7 +42,6 @@ import {
   type AttentionStorage,
   type AttentionTile,
   denseOperand,
-  featuresName,
   fits,
   floor,
   masked,
@@ -54,11 +53,11 @@ import {
   outsOf,
   threads,
   tileName,
+  tileOf,
   writerFunctions,
 } from "./attention_common.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   type AttentionSettings,
   attentionUniforms,
   changesScores,
@@ -69,14 +68,12 @@ import {
   keyRow,
   locateBatch,
   locateHead,
-  locatePart,
-  partOf,
   scoreText,
   visible,
 } from "./attention_options.ts";
 import { isSoftware, lanesMost, lanesTile, ownRows } from "./attention_lanes.ts";
 import { fewRows } from "./attention_rows.ts";
-import { pickParts } from "./attention_parts.ts";
+import { type AttentionOrder, gridOf, locateQueries, partOf, pickParts } from "./attention_parts.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import {
   columnOf,
@@ -89,15 +86,13 @@ import {
   type TileRows,
   workgroupBytes,
 } from "./attention_tiles.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
+import { each, type Kernel } from "./kernel.ts";
 
 /** Everything that the text of the forward kernel depends on. */
-export interface AttentionForwardParams extends AttentionOperands {
+export interface AttentionForwardParams extends AttentionOperands, AttentionOrder {
   readonly tile: AttentionTile;
   readonly out: AttentionOperand;
   readonly subgroups: boolean;
-  /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
-  readonly lastFirst: boolean;
   /** Workgroups that share a tile's keys; above 1 out and lse are those of parts, f32, for `attentionCombine`. */
   readonly parts: number;
   /** Scores of fewer roundings, where few queries or few keys average nothing. */
@@ -114,25 +109,24 @@ export function attentionForwardMemory(params: AttentionForwardParams): number {
  * the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionForward(params: AttentionForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts, careful } = params;
+  const { tile, headDim, valueDim, q, k, v, out, subgroups, longFirst, parts, careful } = params;
   const name = [
     `attention_forward_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, out].map(operandName),
-    ...(lastFirst ? ["last"] : []),
+    ...(longFirst ? ["long"] : []),
     ...(parts > 1 ? ["split"] : []),
     ...(careful ? ["careful"] : []),
     ...(subgroups ? ["subgroups"] : []),
-  ].join("_") + featuresName(features);
-  return kernel(name, {
-    reads: attentionReads(params),
+  ];
+  return attentionKernel(name, params, {
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: { ...attentionFields(features), tiles: "u32", parts: "u32", batch: "u32" },
+    uniforms: { tiles: "u32", parts: "u32", batch: "u32" },
     requires: subgroups ? ["subgroups"] : [],
-  }, () => body(params));
+  }, body);
 }
 
 function body(params: AttentionForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, lastFirst, parts, careful } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, parts, careful } = params;
   const { tx, ty, rows, columns } = tile;
   const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
   const row = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
@@ -170,12 +164,7 @@ ${rowScratch(threads(tile), rows, subgroups)}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let tx = li % ${tx}u; let ty = li / ${tx}u;
-  ${
-    lastFirst
-      ? `${locatePart(params, "group.y")} let h = group.x; let q0 = (u.tiles - 1u - group.z)`
-      : `${locatePart(params, "group.z")} let h = group.y; let q0 = group.x`
-  } * ${queryTile}u;
-  let g = h / u.group;
+  ${locateQueries(params, queryTile)}
   ${locateBatch(features)}
   ${locateHead(features)}
   ${rangeText(features)}
@@ -266,7 +255,7 @@ export function pickAttentionForward(
     q: operandOf(storage.q, headDim, at.q),
     k: operandOf(storage.k, headDim, at.k),
     v: operandOf(storage.v, valueDim, at.v),
-    lastFirst: features.window,
+    longFirst: features.window,
     careful,
   };
   for (const tile of forwardTiles(capabilities, shape, features, storage.k)) {
@@ -294,28 +283,23 @@ function forwardTiles(
   { dropout, window }: AttentionFeatures,
   storage: AttentionStorage,
 ): AttentionTile[] {
-  const tile = (tx: number, ty: number, rows: number, columns: number, depth = 16): AttentionTile => ({
-    tx,
-    ty,
-    rows,
-    columns,
-    depth,
-  });
   const many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
-  const last = tile(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
+  const last = tileOf(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
   if (isSoftware(subgroupSize) && valueDim <= 128) { // a large text takes a second to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
-    const large = Math.max(headDim, valueDim) <= lanesMost && !dropout ? lanesTile(subgroupSize) : tile(8, 16, 8, 8, 8);
-    return [...(worth ? [large] : []), tile(8, 8, 4, 4, 8), last];
+    const large = Math.max(headDim, valueDim) <= lanesMost && !dropout
+      ? lanesTile(subgroupSize)
+      : tileOf(8, 16, 8, 8, 8);
+    return [...(worth ? [large] : []), tileOf(8, 8, 4, 4, 8), last];
   }
   // Fewer loads of 16 bits, which take time to unpack, where there are workgroups enough for a device to be full of them.
   const packed = storage !== "f32" && !window && valueDim <= 64 && batch * heads * Math.ceil(seqlenQ / 256) >= 256;
-  if (packed) return [tile(8, 32, 8, 8, 32), tile(8, 16, 8, 8), tile(8, 8, 8, 8), last];
-  if (valueDim <= 96) return [...(seqlenQ > 64 ? [tile(8, 16, 8, 8)] : []), tile(8, 8, 8, 8), last];
+  if (packed) return [tileOf(8, 32, 8, 8, 32), tileOf(8, 16, 8, 8), tileOf(8, 8, 8, 8), last];
+  if (valueDim <= 96) return [...(seqlenQ > 64 ? [tileOf(8, 16, 8, 8)] : []), tileOf(8, 8, 8, 8), last];
   if (valueDim <= 192) {
-    return [...(many ? [tile(16, 16, 8, 8, 32)] : []), tile(16, 8, 8, 8), tile(16, 8, 8, 8, 8), last];
+    return [...(many ? [tileOf(16, 16, 8, 8, 32)] : []), tileOf(16, 8, 8, 8), tileOf(16, 8, 8, 8, 8), last];
   }
-  return [tile(32, 4, 8, 8), tile(32, 4, 8, 8, 8), last];
+  return [tileOf(32, 4, 8, 8), tileOf(32, 4, 8, 8, 8), last];
 }
 
 /** Workgroups and uniforms of a call. */
@@ -328,7 +312,7 @@ export function planAttentionForward(
   const { batch, seqlenQ, heads } = shape, { parts } = params;
   const tiles = Math.ceil(seqlenQ / (params.tile.ty * params.tile.rows));
   return {
-    workgroups: params.lastFirst ? [heads, batch * parts, tiles] : [tiles, heads, batch * parts],
+    workgroups: gridOf(params, tiles, heads, batch),
     uniforms: { ...attentionUniforms(params, shape, at, settings), tiles, parts, batch },
   };
 }

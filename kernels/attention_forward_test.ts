@@ -103,7 +103,7 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     { ...base, headDim: 80 },
     { ...base, valueDim: 80 },
     { ...base, subgroups: !base.subgroups },
-    { ...base, lastFirst: !base.lastFirst },
+    { ...base, longFirst: !base.longFirst },
     { ...base, parts: 1 },
     { ...base, careful: true },
   ];

@@ -18,9 +18,7 @@
  */
 import type { AttentionTile } from "./attention_common.ts";
 import type { TileRows } from "./attention_tiles.ts";
-import { each } from "./kernel.ts";
-
-const components = ["x", "y", "z", "w"];
+import { components, each } from "./kernel.ts";
 
 /** True for a software adapter, by its subgroups: GPUs have larger ones. */
 export function isSoftware(subgroupSize: number): boolean {

@@ -288,7 +288,6 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     valueDim,
     out: denseOperand(storageOf(out.dtype), valueDim),
     dOut: denseOperand(storage.dOut, valueDim),
-    dLse: true,
     careful: picked.queries.careful,
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);

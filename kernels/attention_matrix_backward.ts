@@ -40,7 +40,6 @@ import {
   type AttentionShape,
   type AttentionStorage,
   denseOperand,
-  featuresName,
   operandName,
   operandType,
   operandWriter,
@@ -64,8 +63,7 @@ import {
   unitsOf,
 } from "./attention_matrix_tiles.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   type AttentionSettings,
   attentionUniforms,
   changesScores,
@@ -73,10 +71,11 @@ import {
   keyRow,
   scoreText,
 } from "./attention_options.ts";
-import { each } from "./kernel.ts";
+import { type AttentionOrder, gridOf } from "./attention_parts.ts";
+import { each, type Kernel } from "./kernel.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel on matrices depends on. */
-export interface AttentionMatrixBackwardParams extends AttentionOperands {
+export interface AttentionMatrixBackwardParams extends AttentionOperands, AttentionOrder {
   readonly tile: MatrixTile;
   /** The gradient of the output: dense [B, Sq, H, Dv]. */
   readonly dOut: AttentionOperand;
@@ -84,28 +83,35 @@ export interface AttentionMatrixBackwardParams extends AttentionOperands {
   readonly grad: AttentionStorage;
   /** Its `range` is `slopes` or, for bf16, `scaled`. */
   readonly features: AttentionFeatures;
-  /** Heads vary fastest, tiles with the most work start first. */
-  readonly longFirst: boolean;
 }
 
-/** The kernel's name, with all that its text depends on. */
-export function nameOf(kind: "keys" | "queries", params: AttentionMatrixBackwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, dOut, grad, features, longFirst } = params;
+function nameOf(kind: "keys" | "queries", params: AttentionMatrixBackwardParams): string[] {
+  const { tile, headDim, valueDim, q, k, v, dOut, grad, longFirst } = params;
   return [
     `attention_matrix_backward_${kind}_d${headDim}x${valueDim}_${matrixTileName(tile)}`,
     ...[q, k, v, dOut].map(operandName),
     grad,
     ...(longFirst ? ["long"] : []),
-  ].join("_") + featuresName(features);
+  ];
 }
 
-/** What both kernels read, and their uniforms. */
-export function interfaceOf(params: AttentionMatrixBackwardParams) {
-  return {
-    reads: attentionReads(params, { dOut: operandType(params.dOut), rowStats: "vec4f" }),
-    uniforms: { ...attentionFields(params.features), tiles: "u32", step: "u32", gradScale: "f32" },
+/**
+ * The keys kernel or the queries kernel: reads q, k, v, dOut, rowStats and what the features read.
+ *
+ * @param writes names and element types of the results
+ */
+export function matrixBackwardKernel(
+  kind: "keys" | "queries",
+  params: AttentionMatrixBackwardParams,
+  writes: Record<string, string>,
+  body: (params: AttentionMatrixBackwardParams) => string,
+): Kernel {
+  return attentionKernel(nameOf(kind, params), params, {
+    reads: { dOut: operandType(params.dOut), rowStats: "vec4f" },
+    writes,
+    uniforms: { tiles: "u32", step: "u32", gradScale: "f32" },
     requires: ["f16", "subgroups", "subgroup-matrix"],
-  } as const;
+  }, body);
 }
 
 /** Where the rows of an operand lie, after `locateHead`. */
@@ -239,7 +245,7 @@ export function planAttentionMatrixBackward(
   const plan = (seqlen: number, heads: number): AttentionPlan => {
     const tiles = Math.ceil(seqlen / matrixRows(params.tile));
     return {
-      workgroups: params.longFirst ? [heads, batch, tiles] : [tiles, heads, batch],
+      workgroups: gridOf(params, tiles, heads, batch),
       uniforms: {
         ...attentionUniforms(params, shape, at, settings),
         tiles,

@@ -3,9 +3,8 @@ import { denseOperand, operandType } from "./attention_common.ts";
 import {
   type AttentionMatrixBackwardParams,
   hideText,
-  interfaceOf,
   laneScores,
-  nameOf,
+  matrixBackwardKernel,
   preamble,
   scoresText,
   sizeIn,
@@ -28,19 +27,18 @@ import {
   zeroResults,
 } from "./attention_matrix_tiles.ts";
 import { isEdge, locateBatch, locateHead, locateKeys, queryRange } from "./attention_options.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
+import { locateOwnKeys } from "./attention_parts.ts";
+import { each, type Kernel } from "./kernel.ts";
 
 /** Reads q, k, v, dOut, rowStats and what the features read; writes dk [B, Sk, Hk, D] and dv [B, Sk, Hk, Dv]. */
 export function attentionMatrixBackwardKeys(params: AttentionMatrixBackwardParams): Kernel {
   const { headDim, valueDim, grad } = params;
-  return kernel(nameOf("keys", params), {
-    ...interfaceOf(params),
-    writes: { dk: operandType(denseOperand(grad, headDim)), dv: operandType(denseOperand(grad, valueDim)) },
-  }, () => body(params));
+  const writes = { dk: operandType(denseOperand(grad, headDim)), dv: operandType(denseOperand(grad, valueDim)) };
+  return matrixBackwardKernel("keys", params, writes, body);
 }
 
 function body(params: AttentionMatrixBackwardParams): string {
-  const { tile, headDim, valueDim, features, longFirst } = params, { step } = tile;
+  const { tile, headDim, valueDim, features } = params, { step } = tile;
   const rows = matrixRows(tile), size = sizeIn(params), staged = stagedWhole(params), scores = laneScores(tile);
   const takeQ = transfer(tile, sourceOf(params, "q"), staged("0")),
     takeD = transfer(tile, sourceOf(params, "dOut"), staged("1"));
@@ -58,11 +56,7 @@ function body(params: AttentionMatrixBackwardParams): string {
 var<workgroup> lows: array<vec4f, ${step / 4}>;
 var<workgroup> means: array<vec4f, ${step / 4}>;
 ${preamble(params, size, [staged("0"), staged("1")], [["dk", headDim], ["dv", valueDim]])}
-  ${
-    longFirst
-      ? "let g = group.x; let b = group.y; let k0 = group.z"
-      : "let g = group.y; let b = group.z; let k0 = group.x"
-  } * ${rows}u;
+  ${locateOwnKeys(params, rows)}
   ${locateBatch(features)}
   if (k0 >= sk) { return; }
   ${rangeText(features, params)}

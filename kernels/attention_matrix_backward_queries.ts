@@ -3,9 +3,8 @@ import { denseOperand, operandType } from "./attention_common.ts";
 import {
   type AttentionMatrixBackwardParams,
   hideText,
-  interfaceOf,
   laneScores,
-  nameOf,
+  matrixBackwardKernel,
   preamble,
   scoresText,
   sizeIn,
@@ -28,31 +27,24 @@ import {
   zeroResults,
 } from "./attention_matrix_tiles.ts";
 import { isEdge, keyRange, locateBatch, locateHead } from "./attention_options.ts";
-import { type Kernel, kernel } from "./kernel.ts";
+import { locateQueries } from "./attention_parts.ts";
+import type { Kernel } from "./kernel.ts";
 
 /** Reads what the keys kernel reads; writes dq [B, Sq, H, D]. */
 export function attentionMatrixBackwardQueries(params: AttentionMatrixBackwardParams): Kernel {
   const { headDim, grad } = params;
-  return kernel(nameOf("queries", params), {
-    ...interfaceOf(params),
-    writes: { dq: operandType(denseOperand(grad, headDim)) },
-  }, () => body(params));
+  return matrixBackwardKernel("queries", params, { dq: operandType(denseOperand(grad, headDim)) }, body);
 }
 
 function body(params: AttentionMatrixBackwardParams): string {
-  const { tile, headDim, features, longFirst } = params, { step } = tile;
+  const { tile, headDim, features } = params, { step } = tile;
   const rows = matrixRows(tile), size = sizeIn(params, 2), staged = stagedHalves(params), scores = laneScores(tile);
   const keys = staged("0"), values = staged("1");
   const takeK = transfer(tile, sourceOf(params, "k"), keys), takeV = transfer(tile, sourceOf(params, "v"), values);
   const load = (first: string): string => `${takeK.load(first)}\n${takeV.load(first)}`;
 
   return `${preamble(params, size, [keys, keys, values, values], [["dq", headDim]])}
-  ${
-    longFirst
-      ? "let h = group.x; let b = group.y; let q0 = (u.tiles - 1u - group.z)"
-      : "let h = group.y; let b = group.z; let q0 = group.x"
-  } * ${rows}u;
-  let g = h / u.group;
+  ${locateQueries(params, rows)}
   ${locateBatch(features)}
   if (q0 >= sq) { return; }
   ${locateHead(features)}

@@ -45,7 +45,6 @@ import {
   type AttentionOperands,
   type AttentionPlan,
   type AttentionShape,
-  featuresName,
   floor,
   masked,
   operandName,
@@ -81,8 +80,7 @@ import {
   zeroResults,
 } from "./attention_matrix_tiles.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   type AttentionSettings,
   attentionUniforms,
   changesScores,
@@ -95,15 +93,14 @@ import {
   locateHead,
   scoreText,
 } from "./attention_options.ts";
+import { type AttentionOrder, gridOf, locateQueries } from "./attention_parts.ts";
 import { rangeText, scoreScale, withoutPower } from "./attention_matrix_powers.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
+import { each, type Kernel } from "./kernel.ts";
 
 /** Everything that the text of the matrix forward kernel depends on. */
-export interface AttentionMatrixForwardParams extends AttentionOperands {
+export interface AttentionMatrixForwardParams extends AttentionOperands, AttentionOrder {
   readonly tile: MatrixTile;
   readonly out: AttentionOperand;
-  /** Heads vary fastest and the last query tiles start first, so that causal's long tiles do not end the dispatch. */
-  readonly lastFirst: boolean;
   /** The next keys and values are on their way to registers during the products, not only during the softmax. */
   readonly early: boolean;
 }
@@ -124,19 +121,18 @@ export function attentionMatrixForwardMemory(params: AttentionMatrixForwardParam
  * and lse, the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionMatrixForward(params: AttentionMatrixForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, features, lastFirst, early } = params;
+  const { tile, headDim, valueDim, q, k, v, out, longFirst, early } = params;
   const name = [
     `attention_matrix_forward_d${headDim}x${valueDim}_${matrixTileName(tile)}`,
     ...[q, k, v, out].map(operandName),
-    ...(lastFirst ? ["last"] : []),
+    ...(longFirst ? ["long"] : []),
     ...(early ? ["early"] : []),
-  ].join("_") + featuresName(features);
-  return kernel(name, {
-    reads: attentionReads(params),
+  ];
+  return attentionKernel(name, params, {
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: { ...attentionFields(features), tiles: "u32", step: "u32" },
+    uniforms: { tiles: "u32", step: "u32" },
     requires: ["f16", "subgroups", "subgroup-matrix"],
-  }, () => body(params));
+  }, body);
 }
 
 /** Powers of two between a row's first maximum and the score whose p is 1, and how far beyond that p still fits f16. */
@@ -201,7 +197,7 @@ function softmaxText({ tile, features }: AttentionMatrixForwardParams): string {
 }
 
 function body(params: AttentionMatrixForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, features, lastFirst, early } = params, { step } = tile;
+  const { tile, headDim, valueDim, q, k, v, out, features, early } = params, { step } = tile;
   const rows = matrixRows(tile), { keys, values } = stagedOf(params);
   const least = features.leftpad ? "keyFirst" : undefined, most = "(sk - 1u)";
   const sourceOf = (name: "k" | "v"): MatrixSource => ({
@@ -235,12 +231,7 @@ var<workgroup> outgrown: atomic<u32>;
 @compute @workgroup_size(${matrixThreads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   ${placeText(tile)}
-  ${
-    lastFirst
-      ? "let h = group.x; let b = group.y; let q0 = (u.tiles - 1u - group.z)"
-      : "let h = group.y; let b = group.z; let q0 = group.x"
-  } * ${rows}u;
-  let g = h / u.group;
+  ${locateQueries(params, rows)}
   ${locateBatch(features)}
   ${locateHead(features)}
   ${rangeText(features)}
@@ -319,7 +310,7 @@ export function planAttentionMatrixForward(
   const { batch, seqlenQ, heads } = shape;
   const tiles = Math.ceil(seqlenQ / matrixRows(params.tile));
   return {
-    workgroups: params.lastFirst ? [heads, batch, tiles] : [tiles, heads, batch],
+    workgroups: gridOf(params, tiles, heads, batch),
     uniforms: { ...attentionUniforms(params, shape, at, settings), tiles, step: params.tile.step },
   };
 }

@@ -16,7 +16,7 @@ const base: AttentionMatrixForwardParams = {
   v: f16,
   out: { storage: "f16", unit: 4 },
   features: plainAttention,
-  lastFirst: false,
+  longFirst: false,
   early: false,
 };
 const bf16 = { storage: "bf16", unit: 8 } as const;
@@ -36,7 +36,7 @@ const variants: AttentionMatrixForwardParams[] = [
   { ...base, out: { storage: "f32", unit: 4 } },
   { ...base, headDim: 80 },
   { ...base, valueDim: 80 },
-  { ...base, lastFirst: true },
+  { ...base, longFirst: true },
   { ...base, early: true },
   { ...base, tile: { ...base.tile, down: 2 } },
   { ...base, tile: { ...base.tile, high: 1, pad: 2 } },

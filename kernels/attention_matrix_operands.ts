@@ -8,7 +8,7 @@
  */
 import { type AttentionOperand, type AttentionStorage, type AttentionStrides, isEven } from "./attention_common.ts";
 import { packUnit } from "./attention_matrix_tiles.ts";
-import { each } from "./kernel.ts";
+import { components, each } from "./kernel.ts";
 
 /** The operand of rows of `size` elements that lie there: f16, or bf16 or f32 that is rounded on its way in. */
 export function matrixOperandOf(storage: AttentionStorage, size: number, strides: AttentionStrides): AttentionOperand {
@@ -83,7 +83,7 @@ export function matrixReader(
     ...(operand.storage === "bf16"
       ? [`fn ${name}_narrow(w: vec4u) -> vec4u {
   let low = bitcast<vec4f>(w << vec4u(16u)) * ${name}_power; let high = bitcast<vec4f>(w & vec4u(0xffff0000u)) * ${name}_power;
-  return vec4u(${["x", "y", "z", "w"].map(pair).join(", ")});
+  return vec4u(${components.map(pair).join(", ")});
 }`]
       : []),
     eightReader(`${name}_at`, name, operand, size, padded, {

@@ -103,7 +103,7 @@ export function pickAttentionMatrixForward(
     v: matrixOperandOf(storage.v, valueDim, at.v),
     out: denseOperand(storage.out, valueDim),
     features: { ...features, range: ranges ? "scaled" as const : "none" as const },
-    lastFirst: features.window,
+    longFirst: features.window,
   };
   for (const spread of forwardTiles(subgroupSize, Math.max(headDim, valueDim))) {
     const params = { ...common, early: spread.early ?? false, tile: tileOf(unit, subgroupSize, spread, 1) };

@@ -13,13 +13,14 @@ import {
   type AttentionOperands,
   type AttentionShape,
   type AttentionStrides,
+  featuresName,
   masked,
   operandType,
   strideFields,
   strideUniforms,
 } from "./attention_common.ts";
 import { rangeFunctions } from "./attention_matrix_powers.ts";
-import type { UniformType } from "./kernel.ts";
+import { type Kernel, kernel, type KernelInterface, type UniformType } from "./kernel.ts";
 import { philox4x32 } from "./random.ts";
 import { load, storageType } from "./storage.ts";
 
@@ -85,14 +86,6 @@ export function featureFields(features: AttentionFeatures): Record<string, Unifo
   };
 }
 
-/** Storage that every kernel over q, k and v reads: the operands, then `more`, then what the options read. */
-export function attentionReads(
-  { q, k, v, features }: AttentionOperands,
-  more: Record<string, string> = {},
-): Record<string, string> {
-  return { q: operandType(q), k: operandType(k), v: operandType(v), ...more, ...featureReads(features) };
-}
-
 /** Uniform fields that every kernel over q, k and v has: sizes, the scale, where the operands lie, what the options read. */
 export function attentionFields(features: AttentionFeatures): Record<string, UniformType> {
   return {
@@ -102,6 +95,27 @@ export function attentionFields(features: AttentionFeatures): Record<string, Uni
     ...strideFields("v"),
     ...featureFields(features),
   };
+}
+
+/**
+ * A kernel over q, k and v.
+ *
+ * @param name what its text depends on beside the options
+ * @param shape reads beside the operands, which come first, and what the options read, which comes last; uniforms beside `attentionFields`
+ */
+export function attentionKernel<P extends AttentionOperands>(
+  name: readonly string[],
+  params: P,
+  { reads, writes, uniforms, requires }: KernelInterface,
+  body: (params: P) => string,
+): Kernel {
+  const { q, k, v, features } = params, operands = { q: operandType(q), k: operandType(k), v: operandType(v) };
+  return kernel(name.join("_") + featuresName(features), {
+    reads: { ...operands, ...reads, ...featureReads(features) },
+    writes,
+    uniforms: { ...attentionFields(features), ...uniforms },
+    requires,
+  }, () => body(params));
 }
 
 /** What `attentionFields` holds for a call. */
@@ -328,23 +342,6 @@ export function queryRange({ window }: AttentionFeatures, k0: string, rows: numb
     `let queryFrom = u32(max(i32(${k0}) - shift - u.right, 0)) / ${columns}u * ${columns}u;`,
     "let queryTo = u32(clamp(lastKey + u.left + 1, 0, i32(sq)));",
   ].join("\n");
-}
-
-/**
- * Statements that say which part of the walk is the workgroup's: from `walkFrom` to below
- * `walkTo`, of the whole from `from` to below `end`, in steps of `step`.
- */
-export function partOf({ parts }: { readonly parts: number }, from: string, end: string, step: number): string {
-  if (parts === 1) return `let walkFrom = ${from}; let walkTo = ${end};`;
-  return [
-    `let share = (max(${end}, ${from}) - ${from} + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;`,
-    `let walkFrom = ${from} + part * share; let walkTo = min(${end}, walkFrom + share);`,
-  ].join("\n");
-}
-
-/** Declares `b`, and `part` of it where the walk is split, from the grid's axis that holds both. */
-export function locatePart({ parts }: { readonly parts: number }, axis: string): string {
-  return parts === 1 ? `let b = ${axis};` : `let b = ${axis} % u.batch; let part = ${axis} / u.batch;`;
 }
 
 /** Statements that name the four dropout factors of query `i` and keys 4·j4 … 4·j4+3: `kept`, 0 or 1. */

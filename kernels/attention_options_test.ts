@@ -1,6 +1,14 @@
 import assert from "node:assert/strict";
 import { type AttentionFeatures, plainAttention } from "./attention_common.ts";
-import { changesScores, denseStrides, featureFields, featureReads, scoreText, visible } from "./attention_options.ts";
+import {
+  attentionKernel,
+  changesScores,
+  denseStrides,
+  featureFields,
+  featureReads,
+  scoreText,
+  visible,
+} from "./attention_options.ts";
 
 const every: AttentionFeatures = {
   ...plainAttention,
@@ -14,7 +22,7 @@ Deno.test("plain attention binds nothing for options and leaves scores as they a
 });
 
 Deno.test("each option that changes scores by a tensor binds it under its own name", () => {
-  assert.deepEqual(Object.keys(featureReads(every)).sort(), ["alibi", "bias", "dropoutKey", "mask"]);
+  assert.deepEqual(Object.keys(featureReads(every)).sort(), ["alibi", "bias", "dropoutKey", "mask", "sinks"]);
   const one = (features: Partial<AttentionFeatures>) => Object.keys(featureReads({ ...plainAttention, ...features }));
   assert.deepEqual(one({ mask: true }), ["mask"]);
   assert.deepEqual(one({ window: true, softcap: true }), []);
@@ -40,4 +48,14 @@ Deno.test("without a window every key that exists is visible", () => {
 
 Deno.test("denseStrides() are those of B S H D", () => {
   assert.deepEqual(denseStrides(7, 3, 5), { offset: 0, batch: 105, seq: 15, head: 5 });
+});
+
+Deno.test("attentionKernel() binds the operands first and what the options read last, and names the options", () => {
+  const operand = { storage: "f16", unit: 8 } as const, operands = { q: operand, k: operand, v: operand };
+  const params = { headDim: 64, valueDim: 64, ...operands, features: { ...plainAttention, window: true, sinks: true } };
+  const interfaces = { reads: { dOut: "f32" }, writes: { out: "f32" }, uniforms: { tiles: "u32" } } as const;
+  const { name, reads, uniforms } = attentionKernel(["options", "test"], params, interfaces, () => "");
+  assert.equal(name, "options_test_window_sinks");
+  assert.deepEqual(reads, ["q", "k", "v", "dOut", "sinks"]);
+  assert.deepEqual([uniforms[0][0], uniforms.at(-1)![0]], ["sq", "tiles"]);
 });

@@ -1,5 +1,5 @@
 /**
- * How many workgroups share one tile's walk. A device runs as many workgroups at once as its processors have room for,
+ * Which tile is whose: the order of the workgroups, and how many share one tile's walk. A device runs as many workgroups at once as its processors have room for,
  * and a last wave that fills a third of them takes as long as a full one:
  *
  *   B1 H12 S4096, forward tiles of 128 queries: 384 workgroups on an H200, where 264 run at once: 1.45 waves in the time
@@ -59,4 +59,54 @@ export function pickParts(
     if (time < least * 0.98) [best, least] = [parts, time];
   }
   return best;
+}
+
+/** The order of the workgroups. */
+export interface AttentionOrder {
+  /** Heads vary fastest and tiles with the most work start first, so that causal's long ones do not end the dispatch. */
+  readonly longFirst: boolean;
+  /** Workgroups that share a tile's walk, 1 where not given. */
+  readonly parts?: number;
+}
+
+/** Workgroups for so many tiles of each head. */
+export function gridOf(
+  { longFirst, parts = 1 }: AttentionOrder,
+  tiles: number,
+  heads: number,
+  batch: number,
+): [x: number, y: number, z: number] {
+  return longFirst ? [heads, batch * parts, tiles] : [tiles, heads, batch * parts];
+}
+
+/** Declares `b`, and `part` of it where the walk is split, from the grid's axis that holds both. */
+function locatePart({ parts = 1 }: AttentionOrder, axis: string): string {
+  return parts === 1 ? `let b = ${axis};` : `let b = ${axis} % u.batch; let part = ${axis} / u.batch;`;
+}
+
+/** Declares what a workgroup that owns `rows` queries from `q0` on is for: `b`, `part`, heads `h` and `g`. Last tiles are the longest. */
+export function locateQueries(order: AttentionOrder, rows: number): string {
+  const [tile, head, rest] = order.longFirst
+    ? ["(u.tiles - 1u - group.z)", "group.x", "group.y"]
+    : ["group.x", "group.y", "group.z"];
+  return `${locatePart(order, rest)} let h = ${head}; let q0 = ${tile} * ${rows}u;
+  let g = h / u.group;`;
+}
+
+/** Declares what a workgroup that owns `rows` keys from `k0` on is for: `b`, `part`, key head `g`. First tiles are the longest. */
+export function locateOwnKeys(order: AttentionOrder, rows: number): string {
+  const [tile, head, rest] = order.longFirst ? ["group.z", "group.x", "group.y"] : ["group.x", "group.y", "group.z"];
+  return `${locatePart(order, rest)} let g = ${head}; let k0 = ${tile} * ${rows}u;`;
+}
+
+/**
+ * Statements that say which part of the walk is the workgroup's: from `walkFrom` to below `walkTo`, of the whole from
+ * `from` to below `end`, in steps of `step`.
+ */
+export function partOf({ parts = 1 }: AttentionOrder, from: string, end: string, step: number): string {
+  if (parts === 1) return `let walkFrom = ${from}; let walkTo = ${end};`;
+  return [
+    `let share = (max(${end}, ${from}) - ${from} + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;`,
+    `let walkFrom = ${from} + part * share; let walkTo = min(${end}, walkFrom + share);`,
+  ].join("\n");
 }

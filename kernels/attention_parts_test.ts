@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { pickParts } from "./attention_parts.ts";
+import { gridOf, locateOwnKeys, locateQueries, pickParts } from "./attention_parts.ts";
 
 const large = { subgroupSize: 32, maxWorkgroupMemory: 49152, maxInvocations: 1024 };
 const tile = { tx: 8, ty: 16, rows: 8, columns: 8, depth: 16 };
@@ -20,4 +20,16 @@ Deno.test("a walk is not split into more parts than it has tiles", () => {
 
 Deno.test("parts fill the last wave: of one wave and a half, two make three", () => {
   assert.equal(pickParts(large, tile, 396, 64, true), 2);
+});
+
+Deno.test("causal's long tiles start first: heads vary fastest, the last queries and the first keys come before the others", () => {
+  assert.deepEqual(gridOf({ longFirst: false }, 10, 4, 2), [10, 4, 2]);
+  assert.deepEqual(gridOf({ longFirst: true, parts: 3 }, 10, 4, 2), [4, 6, 10]);
+  const first = (text: string, name: string) => text.match(`let ${name} = (.*?) \\* 64u;`)?.[1];
+  assert.equal(first(locateQueries({ longFirst: true }, 64), "q0"), "(u.tiles - 1u - group.z)");
+  assert.equal(first(locateOwnKeys({ longFirst: true }, 64), "k0"), "group.z");
+  for (const locate of [locateQueries, locateOwnKeys]) {
+    assert.match(locate({ longFirst: false }, 64), /let b = group\.z;.* = group\.x \* 64u/);
+    assert.match(locate({ longFirst: false, parts: 2 }, 64), /let part = group\.z \/ u\.batch;/);
+  }
 });

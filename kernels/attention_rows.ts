@@ -9,15 +9,13 @@
 import {
   type AttentionOperand,
   type AttentionOperands,
-  featuresName,
   operandName,
   operandReader,
   operandType,
 } from "./attention_common.ts";
 import { mathFunctions } from "./math.ts";
 import {
-  attentionFields,
-  attentionReads,
+  attentionKernel,
   dropoutText,
   featureFunctions,
   keyRow,
@@ -37,8 +35,6 @@ export interface AttentionRowsParams {
   readonly valueDim: number;
   readonly out: AttentionOperand;
   readonly dOut: AttentionOperand;
-  /** The gradient of lse is there too: storage `dLse`, f32 [B, H, Sq]. */
-  readonly dLse: boolean;
   /** As in the kernels that D is for. */
   readonly careful: boolean;
 }
@@ -50,12 +46,12 @@ export interface AttentionRowsParams {
  * A rounded lse·log₂e would cost p more digits than lse itself has lost: factors of 12 bits have an exact product. D is
  * summed in the order of the products that it is subtracted from, so that a row with one key has gradient 0 exactly.
  */
-export function attentionBackwardRows({ valueDim, out, dOut, dLse, careful }: AttentionRowsParams): Kernel {
-  const name = `attention_backward_rows_d${valueDim}_${operandName(out)}_${operandName(dOut)}${dLse ? "_dlse" : ""}` +
+export function attentionBackwardRows({ valueDim, out, dOut, careful }: AttentionRowsParams): Kernel {
+  const name = `attention_backward_rows_d${valueDim}_${operandName(out)}_${operandName(dOut)}` +
     (careful ? "_careful" : "");
   const all = rowsPerGroup;
   return kernel(name, {
-    reads: { out: operandType(out), dOut: operandType(dOut), lse: "f32", ...(dLse ? { dLse: "f32" } : {}) },
+    reads: { out: operandType(out), dOut: operandType(dOut), lse: "f32", dLse: "f32" },
     writes: { rowStats: "vec4f" },
     uniforms: { sq: "u32", heads: "u32", rows: "u32", groups: "u32" },
   }, () => `
@@ -76,12 +72,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
   let i = row / u.heads; let h = row % u.heads;
   let at = ((i / u.sq) * u.heads + h) * u.sq + i % u.sq;
-  ${dLse && !careful ? "sum -= dLse[at];" : ""}
+  ${careful ? "" : "sum -= dLse[at];"}
   let natural = lse[at];
   let coarse = bitcast<f32>(bitcast<u32>(natural) & 0xfffff000u);
   let low = coarse * ${Math.LOG2E - coarseLog2e}f + (natural - coarse) * ${Math.LOG2E}f;
   rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), vec4f(coarse * ${coarseLog2e}f, sum, low, ${
-    dLse && careful ? "dLse[at]" : "0.0f"
+    careful ? "dLse[at]" : "0.0f"
   }), natural > -1e30f);
 }`);
 }
@@ -105,14 +101,12 @@ export interface AttentionNormsParams extends AttentionOperands {
  *   D = c + Σ p·(dp − c), c the dp of the row's largest p: a row with one key has dp − D = 0 exactly
  */
 export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
-  const { headDim, valueDim, q, k, v, dOut, features } = params;
-  const name = `attention_backward_norms_d${headDim}x${valueDim}_${[q, k, v, dOut].map(operandName).join("_")}` +
-    featuresName(features);
-  return kernel(name, {
-    reads: attentionReads(params, { dOut: operandType(dOut) }),
+  const { headDim, valueDim, q, k, v, dOut } = params;
+  const name = [`attention_backward_norms_d${headDim}x${valueDim}`, ...[q, k, v, dOut].map(operandName)];
+  return attentionKernel(name, params, {
+    reads: { dOut: operandType(dOut) },
     writes: { rowStats: "vec4f" },
-    uniforms: attentionFields(features),
-  }, () => normsBody(params));
+  }, normsBody);
 }
 
 function normsBody({ headDim, valueDim, q, k, v, dOut, features }: AttentionNormsParams): string {

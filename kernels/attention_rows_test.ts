@@ -1,8 +1,6 @@
-import assert from "node:assert/strict";
 import { flashAttention, grad, key, mul, naiveAttention, randn, sum, type Tensor } from "../mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { assertClose } from "../testing/mod.ts";
-import { attentionBackwardRows } from "./attention_rows.ts";
 import { webgpu } from "./webgpu.ts";
 
 Deno.test("attention's gradient of sinks is that of naive attention, over batches and heads", async () => {
@@ -13,11 +11,4 @@ Deno.test("attention's gradient of sinks is that of naive attention, over batche
     grad((sinks: Tensor) => sum(mul(attend(q, k, v, { sinks, causal: true }), weight)))(sinks);
   await assertClose(by(flashAttention), by(naiveAttention), { rtol: 1e-4, atol: 1e-4 });
   backend.dispose();
-});
-
-Deno.test("the rows kernel binds dLse only where lse has a gradient", () => {
-  const operand = { storage: "f32", unit: 4 } as const;
-  const params = { valueDim: 64, out: operand, dOut: operand, careful: false };
-  assert.deepEqual(attentionBackwardRows({ ...params, dLse: false }).reads, ["out", "dOut", "lse"]);
-  assert.deepEqual(attentionBackwardRows({ ...params, dLse: true }).reads, ["out", "dOut", "lse", "dLse"]);
 });

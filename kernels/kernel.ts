@@ -102,6 +102,9 @@ export function wgsl(strings: TemplateStringsArray, ...values: (string | number 
   });
 }
 
+/** The components of a vec4. */
+export const components = ["x", "y", "z", "w"];
+
 /** `[f(0), …, f(n − 1)]`: the lines of an unrolled loop. */
 export function each(n: number, f: (i: number) => string): string[] {
   return Array.from({ length: n }, (_, i) => f(i));

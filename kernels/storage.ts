@@ -1,5 +1,6 @@
 /** How dtypes lie in storage buffers: f16 and bf16 two to a u32, bool one to a u32; and the WGSL that reads and writes them. */
 import type { DType } from "../tensor/dtype.ts";
+import { components } from "./kernel.ts";
 
 /** Bytes that an element takes in a GPU buffer. */
 export function storageBytes(dtype: DType): number {
@@ -52,7 +53,7 @@ export function unpack4(dtype: DType, value: string): string[] {
   if (isPacked(dtype)) {
     return [low(dtype, `${value}.x`), high(dtype, `${value}.x`), low(dtype, `${value}.y`), high(dtype, `${value}.y`)];
   }
-  return ["x", "y", "z", "w"].map((c) => dtype === "bool" ? `(${value}.${c} != 0u)` : `${value}.${c}`);
+  return components.map((c) => dtype === "bool" ? `(${value}.${c} != 0u)` : `${value}.${c}`);
 }
 
 /** WGSL for a packed word of two f32 expressions. Needs {@linkcode roundingFunctions}. */
