@@ -55,6 +55,7 @@ async function measureTorch(
   if (options.python === null || (checkpoint && parts.length === 0)) return null;
   const script = fileURLToPath(new URL("./baselines/llama.py", import.meta.url));
   const args = [script, directory, "--only", parts.join(",") || "none", "--repeats", String(settings.repeats)];
+  args.push("--warmup", String(settings.warmup), "--ramp", String(settings.ramp));
   try {
     const child = new Deno.Command(options.python, { args, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
     const said = new Response(child.stderr).text();
@@ -119,7 +120,7 @@ export async function llamaRows(
     throw new UsageError(`${directory}: no checkpoint there (no config.json), and none could be made: ${why}`);
   }
   const baseline = baselineOf(directory), wanted = (part: LlamaPart) => options.only.includes(part);
-  const run = new LlamaRun(backend, directory, of, { repeats: settings.repeats, budget: 1000 * settings.budget });
+  const run = new LlamaRun(backend, directory, of, { ...settings, budget: 1000 * settings.budget });
   /** Memory that runs out in one part is free for the next. */
   const attempt = async (row: Row, measure: () => Promise<Partial<Row>>): Promise<Row> => {
     progress.on(row.name);

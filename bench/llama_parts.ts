@@ -3,6 +3,7 @@ import { type Backend, dispose, memory, resetPeak, scope, type Tensor, tensor } 
 import { generate, llama, safetensors } from "@flashtape/flashtape/nn";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import type { TimingOptions } from "./measure.ts";
 import { step } from "./model.ts";
 
 /** Parts by the names that `--only` takes; `static` is PyTorch's alone. */
@@ -115,15 +116,15 @@ export class LlamaRun {
   readonly #backend: Backend;
   readonly #directory: string;
   readonly #sizes: LlamaSizes;
-  readonly #options: { readonly repeats: number; readonly budget: number };
+  readonly #options: Pick<TimingOptions, "repeats" | "budget" | "warmup" | "ramp">;
   #model: Awaited<ReturnType<typeof llama.load>> | null = null;
 
-  /** @param options.budget milliseconds for one work's calls, about, once there are three */
+  /** @param options.budget milliseconds for one work's timed calls, about, once there are three */
   constructor(
     backend: Backend,
     directory: string,
     sizes: LlamaSizes,
-    options: { readonly repeats: number; readonly budget: number },
+    options: Pick<TimingOptions, "repeats" | "budget" | "warmup" | "ramp">,
   ) {
     this.#backend = backend;
     this.#directory = directory;
@@ -155,16 +156,19 @@ export class LlamaRun {
     });
   }
 
-  /** Milliseconds of each call, the device waited for; the first ones compile and are not counted. */
-  async #times(f: () => unknown, warm = 1): Promise<number[]> {
-    const each: number[] = [], { repeats, budget } = this.#options;
+  /** Milliseconds of each call, the device waited for. The first ones compile, the next raise the card's clock. */
+  async #times(f: () => unknown, compiling = 1): Promise<number[]> {
+    const each: number[] = [], { repeats, budget, warmup, ramp } = this.#options;
     const once = async () => {
       const begun = performance.now();
       await f();
       await this.#backend.synchronize();
       return performance.now() - begun;
     };
-    for (let i = 0; i < warm; i++) await once();
+    for (let i = 0; i < compiling; i++) await once();
+    const compiled = performance.now();
+    while (performance.now() - compiled < ramp) await once();
+    for (let i = 0; i < warmup; i++) await once();
     const begun = performance.now();
     while (each.length < repeats && (each.length < 3 || performance.now() - begun < budget)) each.push(await once());
     return each;

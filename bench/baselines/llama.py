@@ -39,8 +39,9 @@ def make(directory, device):
 
 
 class Runner:
-    def __init__(self, directory, device, repeats):
-        self.directory, self.device, self.repeats = directory, device, repeats
+    def __init__(self, directory, device, repeats, warmup, ramp):
+        self.directory, self.device = directory, device
+        self.repeats, self.warmup, self.ramp = repeats, warmup, ramp
         self.vocabulary = LlamaConfig.from_pretrained(directory).vocab_size
         self.model = None
 
@@ -61,9 +62,15 @@ class Runner:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def times(self, f, warm=2):
-        """Milliseconds of each call, the device waited for."""
-        for _ in range(warm):
+    def times(self, f):
+        """Milliseconds of each call, the device waited for. The first one compiles, the next raise the card's clock."""
+        f()
+        self.wait()
+        start = time.perf_counter()
+        while 1e3 * (time.perf_counter() - start) < self.ramp:
+            f()
+            self.wait()
+        for _ in range(self.warmup):
             f()
         found = []
         for _ in range(self.repeats):
@@ -154,12 +161,14 @@ def main():
     parser.add_argument("--only", type=lambda text: text.split(","), default=parts[:-1],
                         help="some of %s; static times a static cache and torch.compile: minutes" % ",".join(parts))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=3, help="calls that are not counted, after the one that compiles")
+    parser.add_argument("--ramp", type=float, default=200, help="milliseconds of calls before those, for the card's clock to rise")
     parser.add_argument("--device", default="cuda", help="cpu tries the script out")
     args = parser.parse_args()
     if not os.path.exists(os.path.join(args.directory, "config.json")):
         make(args.directory, args.device)
     file = os.path.join(args.directory, "baseline.json")
-    runner = Runner(args.directory, args.device, args.repeats)
+    runner = Runner(args.directory, args.device, args.repeats, args.warmup, args.ramp)
     result = {"ways": {}, "failed": {}}
     if os.path.exists(file):
         with open(file) as earlier:
