@@ -10,7 +10,7 @@
 import type { DType } from "../tensor/dtype.ts";
 import type { GeluOptions } from "../tensor/elementwise.ts";
 import { sizeOf } from "../tensor/shape.ts";
-import { geluExpression, globalIndex, gridFor } from "./elementwise.ts";
+import { type Expression, geluExpression, globalIndex, gridFor } from "./elementwise.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { elementwise, type Lowering } from "./lowering.ts";
 import { mathFunctions } from "./math.ts";
@@ -86,8 +86,13 @@ ${roundingFunctions(dtype)}
   });
 };
 
+const gating = (value: Activation["value"]): Expression => ([a, b], dtype) => `(${value(a, dtype)} * ${b})`;
+
+/** silu(gate) · up. */
+export const swigluExpression = gating(silu.value);
+
 function lower(call: Lowering<unknown>, { name, value }: Activation): void {
-  elementwise(call, name, ([a, b], dtype) => `(${value(a, dtype)} * ${b})`, call.inputs, call.outputs[0]);
+  elementwise(call, name, gating(value), call.inputs, call.outputs[0]);
 }
 
 function lowerBackward(call: Lowering<unknown>, activation: Activation): void {

@@ -99,37 +99,35 @@ const mostOperands = 4;
 
 /**
  * y = x · [W₁; W₂; …]ᵀ, the products with several weights side by side: their rows are packed for matrix units as those of one
- * weight. Null where they would not be packed, or what holds them would be more than a binding: nothing has been done then.
- *
- * @param target gives y, `[rows of x, rows of all weights]`
- * @param residual is added: see {@linkcode MatmulTarget}
+ * weight. Or y = silu(x · W₁ᵀ) · (x · W₂ᵀ) by one product, which reads two weights that need not be packed where they lie.
+ * Plus a residual, laid out as y. False where that cannot be done; nothing has been done then.
  */
 export function multiplyJoined(
   call: Multiplying,
   x: View,
   weights: readonly View[],
-  target: (shape: Shape) => View,
-  residual?: View,
-): View | null {
+  y: View,
+  { gated, residual }: { readonly gated: boolean; readonly residual?: View },
+): boolean {
   const [m, k] = x.shape, n = weights.reduce((sum, w) => sum + w.shape[0], 0);
   const { capabilities } = call, [first, ...others] = weights;
   const placed = (w: View) => ({ rows: w.shape[0], offset: w.offset, stride: w.strides[0] });
   if (
     weights.length > mostOperands || k % 8 !== 0 || Math.max(4 * m, 2 * k) * n > capabilities.maxBinding ||
-    weights.some((w) => w.strides[1] !== 1 || w.offset % 8 !== 0 || w.strides[0] % 8 !== 0)
-  ) return null;
+    weights.some((w) => w.strides[1] !== 1 || w.offset % 8 !== 0 || w.strides[0] % 8 !== 0) ||
+    gated && weights[0].strides[0] !== weights[1].strides[0]
+  ) return false;
   const { rows: _, ...at } = placed(first), left = place(x, false, []);
-  if (left === null) return null;
+  if (left === null) return false;
   const problem: MatmulProblem = {
     ...{ m, n, k, batch: [], a: left, out: "f32" },
     b: { dtype: first.dtype as MatmulDType, ...at, transposed: true, batchStrides: [], below: others.map(placed) },
-    offsetR: residual?.offset,
+    ...{ gated, offsetR: residual?.offset },
   };
   const plan = planMatmul(capabilities, problem);
-  if (plan.choice.kind !== "matrix" || !plan.packs.some(({ operand }) => operand === "b")) return null;
-  const y = target([m, n]);
+  if (plan.choice.kind !== "matrix" || !gated && !plan.packs.some(({ operand }) => operand === "b")) return false;
   dispatchPlan(call, [[x], weights, y], problem, plan, residual);
-  return y;
+  return true;
 }
 
 function dispatchProduct(

@@ -33,7 +33,8 @@
  *       loads two steps ahead, 32 registers more: 291    both sides' matrices before their products: 309    all of a step: 298
  *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
  *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
- *   what is added read where it lies, instead of copied into C before: built, its speed on a card not measured yet
+ *   Built, their speed on a card not measured yet: what is added read where it lies, instead of copied into C before;
+ *   silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in turn, instead of a pass after
  *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
  *   here, do as well as the whole length baked in.
  *
@@ -45,9 +46,9 @@
  * of a processor's memory, whatever they take (up to 16 KiB each three run, up to 24 two, beyond one).
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
-import { type Added, addedFrom, addedName, type MatmulDType } from "./matmul.ts";
-import { folder, foldUniforms, type MatrixFold } from "./matmul_matrix_fold.ts";
-import { pack2, roundingFunctions } from "./storage.ts";
+import { type Added, addedName, type MatmulDType } from "./matmul.ts";
+import { foldUniforms, type MatrixFold } from "./matmul_matrix_fold.ts";
+import { storer, typeOfC } from "./matmul_matrix_store.ts";
 
 /** A shape of the matrix units: D[m, n] += A[m, k] · B[k, n]. */
 export interface MatrixUnit {
@@ -100,6 +101,11 @@ export interface MatrixParts {
   readonly scaledB: boolean;
   /** f16 is rounded by the device, which does it as we do. */
   readonly deviceRounds: boolean;
+  /**
+   * C = silu(A · B₁) · (A · B₂), for B₁ and B₂ whose rows are adjacent along k: one below the other, or in buffers of their
+   * own, `b` and `up`. Columns of the two come in turn, eight by eight: a lane stores those that belong together.
+   */
+  readonly gate?: "joined" | "apart";
   /** C is folded to what a loss needs of logits, and not stored. */
   readonly fold?: MatrixFold;
 }
@@ -108,7 +114,7 @@ const letters = { f32: "f", f16: "h", bf16: "b" };
 
 const uniforms: Record<string, UniformType> = Object.fromEntries(
   ("m n k offset_a offset_b offset_c offset_r stride_a stride_b batch1 batch2 a0 a1 a2 b0 b1 b2 tilesM tilesN splits " +
-    "chunk partial workgroups").split(" ").map((name) => [name, "u32"]),
+    "chunk partial offset_up workgroups").split(" ").map((name) => [name, "u32"]),
 );
 
 /** Halves by which a row of a slice is longer than its elements, so that the rows of a matrix start in different banks. */
@@ -150,38 +156,40 @@ function sidesOf({ bm, bn, bk, wm, wn, lanes }: MatrixTile, { transposedA, trans
 }
 
 /** How a subgroup's sums pass through workgroup memory: `columns` at a time, rows of `stride` f32; `words` of vec4u in all. */
-function stripOf({ bm, bn, wm, wn, unit }: MatrixTile, words: number) {
-  const subgroups = bm / wm * (bn / wn);
+function stripOf({ bm, bn, wm, wn, unit }: MatrixTile, { gate }: Pick<MatrixParts, "gate">, words: number) {
+  const subgroups = bm / wm * (bn / wn), least = gate ? 16 : 8;
   let columns = wn & -wn; // lanes share rows evenly
   const size = () => subgroups * unit.m * (columns + 8) / 4;
-  while (columns % (2 * unit.n) === 0 && columns / 2 % 8 === 0 && size() > words) columns /= 2;
+  while (columns % (2 * unit.n) === 0 && columns / 2 % least === 0 && size() > words) columns /= 2;
   return { columns, stride: columns + 8, words: size() };
 }
 
 /** Bytes of workgroup memory of a tile. */
 export function matrixMemory(tile: MatrixTile, parts: MatrixParts): number {
   const [a, b] = sidesOf(tile, parts), words = (a.words + b.words) * tile.buffers;
-  return 16 * Math.max(words, stripOf(tile, words).words);
+  return 16 * Math.max(words, stripOf(tile, parts, words).words);
 }
 
 /** Columns of a strip. */
 export function stripColumns(tile: MatrixTile, parts: MatrixParts): number {
   const [a, b] = sidesOf(tile, parts);
-  return stripOf(tile, (a.words + b.words) * tile.buffers).columns;
+  return stripOf(tile, parts, (a.words + b.words) * tile.buffers).columns;
 }
 
 /** The kernel of a tile. */
 export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { transposedA, transposedB, out, outVec, exactK, inner, adds, scaledA, scaledB, deviceRounds, fold } = parts;
+  const { transposedA, transposedB, out, outVec, exactK, inner, adds, scaledA, scaledB, deviceRounds, gate, fold } =
+    parts;
   const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
     `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_` +
     (fold ? `fold${fold.softcap ? "_cap" : ""}${fold.sum ? "_sum" : ""}` : `${letters[out]}${outVec}`) +
     `${exactK ? "_exact" : ""}${inner > 1 ? `_i${inner}` : ""}${addedName(adds)}` +
-    `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}`;
+    `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}${gate ? `_gate_${gate}` : ""}`;
   return kernel(name, {
     reads: {
       ...{ a: "vec4u", b: "vec4u" },
+      ...gate === "apart" ? { up: "vec4u" } : {},
       ...scaledA ? { scale_a: "i32" } : {},
       ...scaledB ? { scale_b: "i32" } : {},
       ...fold ? { labels: "i32" } : {},
@@ -195,7 +203,7 @@ export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
 
 function body(tile: MatrixTile, parts: MatrixParts): string {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { exactK, inner } = parts;
+  const { exactK, inner, gate } = parts;
   const subgroups = bm / wm * (bn / wn), threads = subgroups * lanes;
   const rows = wm / unit.m, columns = wn / unit.n;
   const left = `subgroup_matrix_left<f16, ${unit.k}, ${unit.m}>`;
@@ -204,30 +212,36 @@ function body(tile: MatrixTile, parts: MatrixParts): string {
   const sides = sidesOf(tile, parts);
   const slice = sides[0].words + sides[1].words;
   const start = { a: 0, b: sides[0].words };
-  const strip = stripOf(tile, slice * buffers);
+  const strip = stripOf(tile, parts, slice * buffers);
   const every = (f: (side: Side, id: string, p: number) => string) =>
     sides.flatMap((side) => each(side.loads, (p) => f(side, `${side.x}${p}`, p)));
 
-  // Where a thread's loads start (g) and where they land (s).
+  // Where a thread's loads start (g) and where they land (s). Those of B₁ and of B₂ take turns, and so do their rows.
+  const isGated = (x: "a" | "b") => gate !== undefined && x === "b";
   const places = every(({ x, alongK, first, size, width, stride }, id, p) => {
-    const q = `(li + ${p * threads}u)`, column = `${q} % ${width / 8}u`;
+    const second = isGated(x) && p % 2 === 1;
+    const q = `(li + ${(isGated(x) ? p >> 1 : p) * threads}u)`, column = `${q} % ${width / 8}u`;
     // Rows of four vectors are five apart: rows 0, 4, 1, 5, … let eight lanes write to eight different banks.
     const row = width === 32
       ? `(((${q} / 4u) & ~7u) | ((${q} >> 3u) & 3u) | (((${q} / 4u) & 1u) << 2u))`
       : `${q} / ${width / 8}u`;
     const at = alongK
-      ? `base_${x} + min(${first} + ${row}, ${size} - 1u) * u.stride_${x}${exactK ? ` + ${column} * 8u` : ""}`
+      ? `${second ? "u.offset_up" : `base_${x}`} + min(${first} + ${row}, ${size} - 1u) * u.stride_${x}${
+        exactK ? ` + ${column} * 8u` : ""
+      }`
       : `base_${x} + ${exactK ? `${row} * u.stride_${x} + ` : ""}min(${first} + ${column} * 8u, ${size} - 8u)`;
-    return wgsl`  let g_${id} = (${at}) >> 3u; let s_${id} = ${start[x]}u + ${row} * ${stride}u + ${column};${
+    const to = isGated(x) ? `((${row}) / 8u * 16u + (${row}) % 8u + ${second ? 8 : 0}u)` : row;
+    return wgsl`  let g_${id} = (${at}) >> 3u; let s_${id} = ${start[x]}u + ${to} * ${stride}u + ${column};${
       exactK ? "" : ` let k_${id} = ${alongK ? `${column} * 8u` : row};`
     }`;
   });
   const load = (at: string) =>
-    every(({ x, alongK }, id) => {
+    every(({ x, alongK }, id, p) => {
+      const from = gate === "apart" && isGated(x) && p % 2 === 1 ? "up" : x;
       const steps = (k: string) => alongK ? `(${k} >> 3u)` : `${k} * (u.stride_${x} >> 3u)`;
-      if (exactK) return `    v_${id} = ${x}[g_${id} + ${steps(at)}];`;
+      if (exactK) return `    v_${id} = ${from}[g_${id} + ${steps(at)}];`;
       const k = `${at} + k_${id}`;
-      return `    v_${id} = select(vec4u(), ${x}[g_${id} + ${
+      return `    v_${id} = select(vec4u(), ${from}[g_${id} + ${
         steps(`min(${k}, ${alongK ? "(u.k - 1u) & ~7u" : "u.k - 1u"})`)
       }], ${k} < end);`;
     });
@@ -280,12 +294,21 @@ ${save("now")}
     workgroupBarrier();
 ${tail}`;
   const exponentsAt = ({ x, alongK }: Side) => `base_${x} / ${alongK ? `u.stride_${x}` : "u.k"}`;
-  // A lane's columns are the same in every row that it stores: their exponents are read once.
-  const exponents = (h: number, half: 0 | 1) =>
-    `let e_b${h}_${half} = vec4i(${
-      each(4, (j) => `scale_b[scales_b + min(n + ${h * strip.columns + 4 * half + j}u, u.n - 1u)]`).join(", ")
-    });`;
-  const perRow = strip.columns / 8, atOnce = Math.min(unit.m, lanes / perRow);
+  // A lane has eight columns of C, and so many of a strip for each. They are the same in every row that it stores: their
+  // exponents are read once.
+  const share = gate ? 2 : 1;
+  const exponents = (h: number) =>
+    each(
+      2 * share,
+      (i) =>
+        `let e_b${h}_${i} = vec4i(${
+          each(4, (j) =>
+            `scale_b[scales_b + ${i < 2 ? "" : "u.n + "}min(n + ${
+              h * strip.columns / share + 4 * (i % 2) + j
+            }u, u.n - 1u)]`).join(", ")
+        });`,
+    ).join(" ");
+  const perRow = strip.columns / 8 / share, atOnce = Math.min(unit.m, lanes / perRow);
   const at = ({ x, alongK, stride }: Side, i: string) => `let at_${x} = ${i}${alongK ? ` * ${stride}u` : " / 8u"};`;
   return wgsl`var<workgroup> slices: array<vec4u, ${Math.max(slice * buffers, strip.words)}>;
 ${storer(parts, strip.columns)}
@@ -302,7 +325,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   var k = begin;${inner === 1 ? ` let last = begin + (end - begin - 1u) / ${bk}u * ${bk}u;` : ""}
   // A few rows of tiles at a time, so that neighbours in time share their operands in the cache.
   let band = tile / (4u * u.tilesN) * 4u; let high = min(u.tilesM - band, 4u); let within = tile % (4u * u.tilesN);
-  let first_a = (band + within % high) * ${bm}u; let first_b = within / high * ${bn}u;
+  let first_a = (band + within % high) * ${bm}u; let first_b = within / high * ${bn / share}u;
   let subgroup = li / ${lanes}u; let lane = li % ${lanes}u;
   let row = subgroup / ${bn / wn}u * ${wm}u; let column = subgroup % ${bn / wn}u * ${wn}u;
   ${at(sides[0], "row")} ${at(sides[1], "column")}
@@ -313,13 +336,11 @@ ${load("begin")}
 ${loop}
   // Each subgroup's sums pass through a strip of its own, from where its lanes store eight neighbours at a time.
   let mine = subgroup * ${unit.m * strip.stride / 4}u;
-  let r = lane / ${perRow}u; let source = mine + r * ${strip.stride / 4}u + lane % ${perRow}u * 2u;
-  let m = first_a + row + r; let n = first_b + column + lane % ${perRow}u * 8u;
+  let r = lane / ${perRow}u; let source = mine + r * ${strip.stride / 4}u + lane % ${perRow}u * ${2 * share}u;
+  let m = first_a + row + r; let n = first_b + column${gate ? " / 2u" : ""} + lane % ${perRow}u * 8u;
 ${parts.scaledA ? `  let scales_a = ${exponentsAt(sides[0])};` : ""}${
     parts.scaledB
-      ? `  let scales_b = ${exponentsAt(sides[1])};\n${
-        each(wn / strip.columns, (h) => `  ${exponents(h, 0)} ${exponents(h, 1)}`).join("\n")
-      }`
+      ? `  let scales_b = ${exponentsAt(sides[1])};\n${each(wn / strip.columns, (h) => `  ${exponents(h)}`).join("\n")}`
       : ""
   }
 ${
@@ -335,88 +356,18 @@ ${
   for (var p = 0u; p < ${unit.m / atOnce}u; p++) {
     let word = source + p * ${atOnce * strip.stride / 4}u;
     store(${
-          ["base_c", `m + ${i * unit.m}u + p * ${atOnce}u`, `n + ${h * strip.columns}u`].join(", ")
-        }, bitcast<vec4f>(slices[word]), bitcast<vec4f>(slices[word + 1u])${parts.scaledA ? ", scales_a" : ""}${
-          parts.scaledB ? `, e_b${h}_0, e_b${h}_1` : ""
+          [
+            ...["base_c", `m + ${i * unit.m}u + p * ${atOnce}u`, `n + ${h * strip.columns / share}u`],
+            ...each(2 * share, (w) =>
+              `bitcast<vec4f>(slices[word + ${w}u])`),
+            ...parts.scaledA ? ["scales_a"] : [],
+            ...parts.scaledB
+              ? each(2 * share, (w) => `e_b${h}_${w}`)
+              : [],
+          ].join(", ")
         });
   }
   workgroupBarrier();`).join("\n"))
   }
-}`;
-}
-
-/** WGSL type of C's buffer. */
-function typeOfC({ out, outVec }: MatrixParts): string {
-  if (out === "f32") return outVec >= 4 ? "vec4f" : "f32";
-  return outVec === 8 ? "vec4u" : outVec === 4 ? "vec2u" : "u32";
-}
-
-/** `store(base, m, n, v, w)`: the eight columns of C from n on, as far as they exist, in row m. */
-function storer(
-  { out, outVec, adds, scaledA, scaledB, deviceRounds, fold }: MatrixParts,
-  columns: number,
-): string {
-  const pair = (w: string) =>
-    out === "f16" ? `unpack2x16float(${w})` : `vec2f(bitcast<f32>(${w} << 16u), bitcast<f32>(${w} & 0xffff0000u))`;
-  const parts = ["low.x", "low.y", "low.z", "low.w", "high.x", "high.y", "high.z", "high.w"];
-  const words = [0, 2, 4, 6].map((i) => {
-    const [a, b] = adds ? [`${parts[i]} + p${i}.x`, `${parts[i + 1]} + p${i}.y`] : [parts[i], parts[i + 1]];
-    return pack2(out, a, b);
-  });
-  const old = (i: number, w: string) => adds ? [`let p${i} = ${pair(w)};`] : [];
-  const within = (j: number, text: string) => j === 0 ? text : `if (n + ${j}u < u.n) { ${text} }`;
-  let lines: string[];
-  if (out === "f32") {
-    lines = outVec >= 4
-      ? ["low", "high"].map((v, h) => {
-        const text = `c[(start >> 2u) + ${h}u] = ${v}${adds ? ` + ${adds}[(other >> 2u) + ${h}u]` : ""};`;
-        return outVec === 8 ? text : within(4 * h, text);
-      })
-      : parts.map((v, j) => within(j, `c[start + ${j}u] = ${v}${adds ? ` + ${adds}[other + ${j}u]` : ""};`));
-  } else if (outVec === 8) {
-    lines = [
-      ...adds ? [`let before = ${adds}[other >> 3u];`] : [],
-      ...["x", "y", "z", "w"].flatMap((w, i) => old(2 * i, `before.${w}`)),
-      `c[start >> 3u] = vec4u(${words.join(", ")});`,
-    ];
-  } else if (outVec === 4) {
-    lines = [0, 1].map((h) =>
-      within(
-        4 * h,
-        [
-          ...adds ? [`let before = ${adds}[(other >> 2u) + ${h}u];`] : [],
-          ...["x", "y"].flatMap((w, i) => old(4 * h + 2 * i, `before.${w}`)),
-          `c[(start >> 2u) + ${h}u] = vec2u(${words.slice(2 * h, 2 * h + 2).join(", ")});`,
-        ].join(" "),
-      )
-    );
-  } else {
-    lines = words.map((word, i) =>
-      within(2 * i, [...old(2 * i, `${adds}[(other >> 1u) + ${i}u]`), `c[(start >> 1u) + ${i}u] = ${word};`].join(" "))
-    );
-  }
-  const scaled = scaledA || scaledB;
-  const exponent = (b: string) => [...scaledA ? ["vec4i(ea)"] : [], ...scaledB ? [b] : []].join(" + ");
-  const parameters = `base: u32, m: u32, n: u32, v: vec4f, w: vec4f${scaledA ? ", scales_a: u32" : ""}${
-    scaledB ? ", eb0: vec4i, eb1: vec4i" : ""
-  }`;
-  const values = wgsl`${scaledA ? "let ea = scale_a[scales_a + min(m, u.m - 1u)];" : ""}
-  ${
-    scaled
-      ? `let low = times(v, ${exponent("eb0")}); let high = times(w, ${exponent("eb1")});`
-      : "let low = v; let high = w;"
-  }`;
-  const power = scaled
-    ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
-fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
-    : "";
-  if (fold !== undefined) return `${power}\n${folder(fold, columns, parameters, values)}`;
-  return wgsl`${roundingFunctions(out, deviceRounds)}
-${power}
-fn store(${parameters}) {
-  if (m >= u.m || n >= u.n) { return; }
-  let start = base + m * u.n + n;${adds ? ` let other = ${addedFrom(adds, "start")};` : ""}
-  ${values}
-${lines}
 }`;
 }

@@ -136,7 +136,7 @@ function packings({ m, n, k, a, b }: MatmulProblem): { a: Packing; b: Packing } 
 export function pickMatrix(
   capabilities: MatmulCapabilities,
   problem: MatmulProblem,
-  most = 32,
+  most = problem.gated ? 1 : 32,
 ): MatrixTile | undefined {
   const unit = matrixUnit(capabilities), lanes = capabilities.subgroupSize;
   const { m, n, k, a, b } = problem;
@@ -151,14 +151,15 @@ export function pickMatrix(
   }
   const { units, tiles, maxSplits = most } = tables.get(capabilities) ?? builtInTable(capabilities);
   const batches = count(problem.batch);
-  const inPlace = {
+  const layout = {
     transposedA: pack.a !== "along" && a.transposed,
     transposedB: pack.b === "along" || b.transposed,
+    gate: problem.gated ? gateOf(pack) : undefined,
   };
   let best: MatrixTile | undefined, shortest = Infinity;
   for (const { rate, wanted, ...sizes } of tiles) {
     const tile: MatrixTile = { kind: "matrix", ...sizes, splits: 1, unit, lanes };
-    if (!possible(capabilities, tile, inPlace)) continue;
+    if (!possible(capabilities, tile, layout)) continue;
     const { bm, bn, bk } = tile;
     const workgroups = Math.ceil(m / bm) * Math.ceil(n / bn) * batches;
     for (
@@ -175,16 +176,19 @@ export function pickMatrix(
   return best;
 }
 
+const gateOf = ({ b }: { readonly b: Packing }): MatrixParts["gate"] => b === "none" ? "apart" : "joined";
+
 /** Whether a device has room for a tile, and the tile's threads share its slices and strips evenly. */
 export function possible(
   { maxInvocations, maxWorkgroupMemory }: MatmulCapabilities,
   tile: MatrixTile,
-  layout: Pick<MatrixParts, "transposedA" | "transposedB">,
+  layout: Pick<MatrixParts, "transposedA" | "transposedB" | "gate">,
 ): boolean {
   const { bm, bn, bk, wm, wn, unit, lanes } = tile;
   const threads = bm / wm * (bn / wn) * lanes;
   return wm % unit.m === 0 && wn % unit.n === 0 && bk % unit.k === 0 && threads <= maxInvocations &&
     bm * bk % (8 * threads) === 0 && bn * bk % (8 * threads) === 0 &&
+    (layout.gate === undefined || wn % 16 === 0 && bn * bk % (16 * threads) === 0) &&
     matrixMemory(tile, { ...layout, ...plain }) <= maxWorkgroupMemory;
 }
 
@@ -274,7 +278,8 @@ export function planMatrix(
   tile: MatrixTile,
   fold?: MatrixFold,
 ): MatmulPlan & { readonly parts: MatrixParts } {
-  const { m, n, k, batch, out, offsetC = 0, offsetR = 0 } = problem, adds = addedOf(problem);
+  const { m, k, batch, out, offsetC = 0, offsetR = 0, gated = false } = problem, adds = addedOf(problem);
+  const n = gated ? problem.n / 2 : problem.n;
   const software = capabilities.subgroupSize <= 8;
   const packing = packings(problem), packs: PackStep[] = [];
   const operand = (x: "a" | "b"): MatmulView => {
@@ -297,9 +302,10 @@ export function planMatrix(
     scaledA: problem.a.dtype !== "f16",
     scaledB: problem.b.dtype !== "f16",
     deviceRounds: splits === 1 && out === "f16" && fold === undefined && (capabilities.roundsF16 ?? false),
+    ...gated ? { gate: gateOf(packing) } : {},
     ...fold ? { fold } : {},
   };
-  const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(n / bn), batches = count(batch);
+  const tilesM = Math.ceil(m / bm), tilesN = Math.ceil(problem.n / bn), batches = count(batch);
   const workgroups = m * n === 0 ? 0 : tilesM * tilesN * splits * batches;
   const partial = Math.ceil(batches * m * n / 4) * 4;
   const [a0, a1, a2] = three(a.batchStrides, 0), [b0, b1, b2] = three(b.batchStrides, 0);
@@ -322,6 +328,7 @@ export function planMatrix(
         stride_b: b.stride,
       },
       ...{ offset_c: splits > 1 ? 0 : offsetC, offset_r: offsetR },
+      offset_up: gated ? packing.b === "none" ? b.below![0].offset : n * b.stride : 0,
       ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
     },
     scratchBytes: splits > 1 ? partial * splits * 4 : 0,

@@ -42,7 +42,10 @@ function* everyParts(): Generator<MatrixParts> {
               ]] as const
             ) {
               const layout = { transposedA, transposedB, exactK, adds, out, outVec, inner };
-              yield { ...layout, scaledA, scaledB: !scaledA, deviceRounds: out === "f16" && exactK };
+              const parts = { ...layout, scaledA, scaledB: !scaledA, deviceRounds: out === "f16" && exactK };
+              yield parts;
+              if (transposedB && !scaledA) yield { ...parts, gate: "joined" };
+              if (transposedB && scaledA) yield { ...parts, gate: "apart" };
             }
           }
         }
@@ -243,7 +246,8 @@ Deno.test("weights of a projection that are packed are packed as one, x once for
       const calls = (part: string) =>
         compiled.recordings[0].kernels.filter(({ name }) => name.startsWith(part)).reduce((sum, k) => sum + k.calls, 0);
       assert.equal(calls("matmul_pack_f32"), 1);
-      assert.equal(calls("matmul_matrix"), dtype === "f16" ? weights.length : 1);
+      assert.equal(calls("matmul_matrix"), dtype === "f16" && !gated ? weights.length : 1);
+      assert.equal(calls("swiglu"), 0);
       assert.equal(calls(`matmul_pack_${dtype}`), dtype === "f16" ? 0 : 1);
     }
   }

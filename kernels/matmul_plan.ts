@@ -54,6 +54,11 @@ export interface MatmulProblem {
   readonly accumulate?: boolean;
   /** Where what is added to C begins in a buffer of its own, dense as C and of its type; in elements, a multiple of 4. */
   readonly offsetR?: number;
+  /**
+   * C has half of the columns: silu of the first half of the product's times the other half. Matrix units alone do that, for
+   * a transposed b of which the second half of the rows lies `below`.
+   */
+  readonly gated?: boolean;
 }
 
 /** What a product adds to the sum of terms. */

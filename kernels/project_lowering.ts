@@ -80,21 +80,16 @@ function many(
       residual,
     });
   if (weights.length === 1) return product(weights[0], y, added);
-  const side = gated
-    ? multiplyJoined(products, x, weights, temporary)
-    : multiplyJoined(products, x, weights, () => y, added);
-  if (side !== null && !gated) return;
+  if (multiplyJoined(products, x, weights, y, { gated, residual: added })) return;
   const whole = added === undefined ? y : temporary(y.shape);
-  let column = 0;
   const made = weights.map((w) => {
-    const shape = [rows, w.shape[0]];
-    if (side !== null) return { ...side, shape, offset: (column += shape[1]) - shape[1] };
-    const one = temporary(shape);
+    const one = temporary([rows, w.shape[0]]);
     product(w, one);
     return one;
   });
   if (gated) lowerSwiglu(partCall(call, made, [whole], {}));
   else {
+    let column = 0;
     for (const one of made) {
       const at = { shape: one.shape, strides: y.strides, offset: column };
       const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);

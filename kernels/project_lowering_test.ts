@@ -6,7 +6,6 @@ import { slice, transpose } from "../tensor/movement.ts";
 import { project } from "../tensor/project.ts";
 import { key, randn } from "../tensor/random.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { DType } from "../tensor/dtype.ts";
 import { compile } from "../tensor/compile.ts";
 import { assertClose } from "../testing/close.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
@@ -15,9 +14,8 @@ import { webgpu } from "./webgpu.ts";
 
 const backends = [cpu(), await needAdapter(webgpu())];
 
-/** Whether weights of a type are multiplied on matrix units after they were packed. */
-const unitsFor = (dtype: DType) =>
-  dtype === "bf16" && backends[1].capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
+/** Whether products with 16-bit weights go through matrix units. */
+const units = backends[1].capabilities.subgroupMatrix.some(({ ab, acc }) => ab === "f16" && acc === "f32");
 
 Deno.test("one dispatch for up to 32 rows, and the same result for more", async () => {
   const draw = (seed: number, shape: number[]) => randn(key(seed, { backend: backends[0] }), shape);
@@ -77,10 +75,49 @@ Deno.test("a residual is added by the product's store, in place where it lies in
         }
         assert.equal(
           names.some((name) => name.includes("_residual")),
-          widths.length === 1 || unitsFor(dtype),
+          widths.length === 1 || units && dtype === "bf16",
           `${names}`,
         );
       }
+    }
+  }
+});
+
+Deno.test("a gate closes in the product's store on matrix units, whatever the sizes, with a norm and a residual", async () => {
+  for (const dtype of ["bf16", "f16"] as const) {
+    for (
+      const [rows, k, n, residual] of [[33, 24, 5, true], [40, 64, 27, false], [70, 40, 50, true], [
+        37,
+        8,
+        16,
+        false,
+      ]] as const
+    ) {
+      const shapes = [[rows, k], [k], [n, k], [n, k], [rows, n]];
+      const host = shapes.map((shape, i) => draw(i, shape, i === 2 || i === 3 ? dtype : "f32"));
+      const on = host.map((x) => tensor(x.dataSync(), { shape: x.shape, dtype: x.dtype, backend: backends[1] }));
+      const f = ([x, weight, gate, up, more]: Tensor[]) =>
+        project(x, [gate, up], { gated: true, norm: { weight, eps: 1e-5 }, ...residual ? { residual: more } : {} });
+      using compiled = compile((...given: Tensor[]) => f(given));
+      const got = await compiled(...on).data(), want = f(host).dataSync();
+      const [g, u, gSize, uSize] = [host[2], host[3], abs(host[2]), abs(host[3])].map((w, i) =>
+        project(i < 2 ? host[0] : abs(host[0]), [w], {
+          norm: { weight: i < 2 ? host[1] : abs(host[1]), eps: 1e-5 },
+        }).dataSync()
+      );
+      want.forEach((y, i) => {
+        // What eleven digits of the normed x leave open in both products: |silu'| < 1.1, |silu g| <= |g|.
+        const [dg, du] = [gSize[i] * 2 ** -11, uSize[i] * 2 ** -11];
+        const open = 1.1 * dg * (Math.abs(u[i]) + du) + Math.abs(g[i]) * du + Math.abs(y) * 2 ** -20;
+        assert.ok(Math.abs(got[i] - y) <= open, `${dtype} ${[rows, k, n]}, ${i}: ${got[i]} for ${y}, ${open}`);
+      });
+      if (!units) continue;
+      const names = compiled.recordings[0].kernels.map(({ name }) => name);
+      const how = dtype === "f16" ? "apart" : "joined";
+      assert.equal(names.filter((name) => name.startsWith("matmul_matrix")).length, 1, `${names}`);
+      assert.ok(
+        names.some((name) => name.includes(`_gate_${how}`)) && !names.some((name) => name.startsWith("swiglu")),
+      );
     }
   }
 });
