@@ -9,10 +9,11 @@ function script(name: string, argument: readonly [name: string, meaning: string]
       .argument(...argument)
       .allowUnknownOption()
       .passThroughOptions()
-      .action((args) =>
+      .action((given: string | readonly string[] = []) =>
         run(async () => {
+          const file = fileURLToPath(new URL(`./${name}.ts`, import.meta.url));
           const child = new Deno.Command(Deno.execPath(), {
-            args: ["run", "--quiet", "--allow-all", fileURLToPath(new URL(`./${name}.ts`, import.meta.url)), ...args],
+            args: ["run", "--quiet", "--allow-all", file, ...[given].flat()],
             ...{ stdin: "inherit", stdout: "inherit", stderr: "inherit" } as const,
           });
           return (await child.output()).code;
