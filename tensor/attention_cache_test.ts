@@ -215,6 +215,18 @@ Deno.test("flashAttentionWithKvCache() consumes the cache that it writes", () =>
   assert.ok(!next.k.disposed && !next.v.disposed);
 });
 
+Deno.test("flashAttentionWithKvCache() keeps keys and values apart that start as one tensor", async () => {
+  const one = zeros([1, 2, 1, 1], { backend: cpu() }), q = zeros([1, 1, 1, 1], { backend: cpu() });
+  const [k, v] = [3, 5].map((n) => full([1, 1, 1, 1], n, { backend: cpu() }));
+  const { cache, out } = flashAttentionWithKvCache(q, { k: one, v: one }, { k, v, cacheSeqlens: 0 });
+  assert.deepEqual(await Promise.all([cache.k, cache.v, out].map((x) => x.array())), [[[[[3]], [[0]]]], [[[[5]], [[
+    0,
+  ]]]], [
+    [[[5]]],
+  ]]);
+  assert.ok(one.disposed);
+});
+
 Deno.test("flashAttentionWithKvCache() writes nothing when the new keys do not fit, and names both lengths", () => {
   const { q, k, v } = sequence(6, [2, 3, 2, 2, 4, 4]);
   const cache = { k: zeros([2, 4, 2, 4], f64), v: zeros([2, 4, 2, 4], f64) };

@@ -197,12 +197,13 @@ export function numbersOf(
     throw new ValueError(op, `softcap is finite and at least 0 (0 is none), got ${softcap}`);
   }
   if (typeof causal !== "boolean") throw new ValueError(op, `causal is true or false, got ${causal}`);
-  const [left, right] = window;
-  if (window.length !== 2 || ![left, right].every((n) => Number.isSafeInteger(n) && n >= -1 && n < 2 ** 30)) {
+  const [left, right] = window ?? [];
+  if (window?.length !== 2 || ![left, right].every((n) => Number.isSafeInteger(n) && n >= -1 && n < 2 ** 30)) {
     throw new ValueError(op, `window is [left, right], whole numbers from −1 (unbounded) to 2³⁰ − 1, got [${window}]`);
   }
   const p = dropout?.p ?? 0;
   if (!(p >= 0 && p < 1)) throw new ValueError(op, `dropout's p is at least 0 and below 1, got ${p}`);
+  if (p > 0 && !dropout?.key) throw new ValueError(op, `dropout of ${p} needs a key: make one by key(seed)`);
   return { scale: softmaxScale, window: [left, causal ? 0 : right], softcap, dropout: p };
 }
 

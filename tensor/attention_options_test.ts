@@ -48,6 +48,12 @@ const refusals: [string, RegExp, () => unknown][] = (() => {
     ["NaN as softcap", /softcap.*got NaN/, f({ softcap: NaN })],
     ["a window below −1", /window is \[left, right\].*got \[-2,0\]/, f({ window: [-2, 0] })],
     ["NaN in a window", /window.*got \[NaN,0\]/, f({ window: [NaN, 0] })],
+    ["null as window", /window is \[left, right\].*got \[null\]/, f({ window: null! })],
+    [
+      "dropout without its key",
+      /dropout of 0.1 needs a key: make one by key/,
+      f({ dropout: { p: 0.1, key: undefined! } }),
+    ],
     ["p = 1", /dropout's p is at least 0 and below 1, got 1/, f({ dropout: { p: 1, key: seed } })],
     ["p below 0", /dropout's p.*got -0.1/, f({ dropout: { p: -0.1, key: seed } })],
     ["NaN as p", /dropout's p.*got NaN/, f({ dropout: { p: NaN, key: seed } })],

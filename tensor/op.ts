@@ -93,7 +93,7 @@ export function runAll<P>(op: Op<P>, inputs: readonly Tensor[], params: P, backe
     // A view that drops no element keeps what is known of the values.
     if (rangeOf(x) !== undefined && sizeOf(layout.shape) >= x.size) setRange(outputs[0], rangeOf(x));
   } else {
-    const into = op.inPlace?.map((i) => takeOver(op.name, inputs[i]));
+    const into = op.inPlace?.map((i) => takeOver(op.name, inputs, i));
     const storages = at.run(op, inputs, params, specs, into);
     outputs = specs.map((spec, i) =>
       makeTensor(at, storages[i], { shape: spec.shape, strides: stridesOf(spec.shape), offset: 0 }, spec.dtype, op.name)
@@ -105,10 +105,10 @@ export function runAll<P>(op: Op<P>, inputs: readonly Tensor[], params: P, backe
   return outputs;
 }
 
-/** The storage that an in-place op writes: the input's own when nobody else sees it, else a copy. */
-function takeOver(op: string, x: Tensor): Storage {
-  const storage = storageOf(x, op);
-  return storage.refs === 1 && x.offset === 0 && isDense(x) ? storage : x.backend.copy(x);
+/** The storage that an in-place op writes: the input's own when nobody else sees it, this call included, else a copy. */
+function takeOver(op: string, inputs: readonly Tensor[], i: number): Storage {
+  const x = inputs[i], storage = storageOf(x, op), seen = inputs.some((y, n) => y === x && n !== i);
+  return storage.refs === 1 && !seen && x.offset === 0 && isDense(x) ? storage : x.backend.copy(x);
 }
 
 /**
