@@ -19,8 +19,10 @@ export interface RowLossKernel {
   /** The logits' type. */
   readonly dtype: DType;
   readonly vec: 1 | 4;
-  /** `loss` writes loss and lse; `gradient` writes dlogits from lse; `both` writes loss, and dlogits over f32 logits. */
+  /** `loss` writes loss and lse; `gradient` writes dlogits; `both` writes loss, and dlogits over f32 logits. */
   readonly writes: "loss" | "gradient" | "both";
+  /** Whether a gradient goes by the rows' lse, where the columns are not all classes. */
+  readonly known: boolean;
   /** Whether the gradient takes the logits' place. */
   readonly inPlace: boolean;
   readonly softcap: boolean;
@@ -28,7 +30,10 @@ export interface RowLossKernel {
 
 const power = (z: string, from: string) => `exp2((${z} - ${from}) * ${Math.LOG2E})`;
 
-/** From the lanes' (m, s, t) to the row's lse; the sum of t is in w_t[0] then. */
+/**
+ * From the lanes' (m, s, t) to the row's lse, top + rest; the sum of t is in w_t[0] then. Rounded, lse has lost what is
+ * small beside it: where both parts are there, loss and gradient go by these.
+ */
 const joined = (): string => `
   w_m[lane] = m; w_s[lane] = s; w_t[lane] = t;
   for (var half = 128u; half > 0u; half /= 2u) {
@@ -41,15 +46,16 @@ const joined = (): string => `
     }
   }
   workgroupBarrier();
-  let top = w_m[0];
-  let lse = select(top + ft_log(w_s[0]), top, bitcast<u32>(top) == 0x7f800000u);`;
+  let top = w_m[0]; let endless = bitcast<u32>(top) == 0x7f800000u;
+  let rest = select(ft_log(w_s[0]), 0.0, endless);
+  let lse = top + rest;`;
 
-/** Writes a row's loss from its lse and the logit of its label. */
+/** Writes a row's loss: (1 − ε)·(top − z_t) + ε·(top − mean z) + rest + zLoss·lse². */
 const lossOf = (chosen: string, lse: boolean) => `
   if (lane == 0u) {
     let z = ${chosen};
-    var loss = lse - (1.0 - u.smoothing) * z + u.z_loss * lse * lse;
-    if (u.smoothing > 0.0) { loss -= u.smoothing * w_t[0] / classes; }
+    var loss = (1.0 - u.smoothing) * (top - z) + rest + u.z_loss * lse * lse;
+    if (u.smoothing > 0.0) { loss += u.smoothing * (top - w_t[0] / classes); }
     losses[u.first + row] = select(select(ft_nan(), loss, inside), 0.0, ignored);
     ${lse ? "lses[u.first + row] = lse;" : ""}
   }`;
@@ -95,16 +101,18 @@ ${laneMemory()}
  * A kernel over rows of logits; `first` is the row of labels, losses and lse that stands beside row 0 of the logits. A
  * gradient may be that of some classes, from `first_class` on.
  */
-export function rowLoss({ dtype, vec, writes, inPlace, softcap }: RowLossKernel): Kernel {
+export function rowLoss({ dtype, vec, writes, known, inPlace, softcap }: RowLossKernel): Kernel {
   const output: DType = inPlace || (isPacked(dtype) && vec === 1) ? "f32" : dtype;
   const wide = (t: DType) => vec === 4 ? storageType4(t) : storageType(t);
   const gradient = writes !== "loss";
-  const name = `row_${writes}${inPlace ? "_in_place" : ""}${softcap ? "_softcap" : ""}_v${vec}_${dtype}`;
+  const name = `row_${writes}${known ? "_known" : ""}${inPlace ? "_in_place" : ""}${
+    softcap ? "_softcap" : ""
+  }_v${vec}_${dtype}`;
   return kernel(name, {
     reads: {
       ...(inPlace ? {} : { x: wide(dtype) }),
       labels: "i32",
-      ...(writes === "gradient" ? { known: "f32" } : {}),
+      ...(known ? { known: "f32" } : {}),
       ...(gradient ? { factor: "f32" } : {}),
     },
     writes: {
@@ -148,10 +156,11 @@ ${joined()}`;
     const slope = (i: number) => {
       const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == own)`;
       const bend = softcap ? ` * (1.0 - (z${i} / u.cap) * (z${i} / u.cap))` : "";
-      return `let d${i} = select(scale * (${power(`z${i}`, "lse")} * pull - ${hit} - share)${bend}, aside, apart);`;
+      const p = known ? power(`z${i}`, "lse") : `${power(`z${i}`, "top")} * part`;
+      return `let d${i} = select(scale * (${p} * pull - ${hit} - share)${bend}, aside, apart);`;
     };
     const back = `
-  let pull = 1.0 + 2.0 * u.z_loss * lse;
+  let pull = 1.0 + 2.0 * u.z_loss * lse;${known ? "" : "\n  let part = select(1.0 / w_s[0], 1.0, endless);"}
   let share = u.smoothing / classes;
   let scale = factor[u.factor_first + row * u.factor_step];
   let apart = ignored || !inside;
@@ -173,16 +182,16 @@ ${joined()}`;
   let inside = label >= 0 && label < i32(u.classes);
   let own = u32(label) - u.first_class; // beyond all columns where the label is not among them
   ${
-      writes === "gradient" ? "let lse = known[u.first + row];" : `
+      writes === "gradient" ? "" : `
   var chosen = 0.0;
   if (inside) { ${
         vec === 4
           ? `let v = x[(${at}) / 4u]; let four = array<f32, 4>(${parts.join(", ")}); chosen = four[(${at}) % 4u];`
           : `chosen = ${load(dtype, "x", at)};`
-      } }
-  ${sweep}
-  ${lossOf(bent("chosen"), writes === "loss")}`
+      } }`
     }
+  ${known ? "let lse = known[u.first + row];" : sweep}
+  ${writes === "gradient" ? "" : lossOf(bent("chosen"), writes === "loss")}
   ${gradient ? back : ""}`;
     return `${mathFunctions(body)}
 ${roundingFunctions(output)}

@@ -33,11 +33,18 @@ function sweep(call: Lowering<RowLoss>, writes: RowLossKernel["writes"], inPlace
   const { logits, labels, known, factor, dlogits, losses, lses, first } = rows;
   const [n, classes] = logits.shape, among = rows.among ?? { first: 0, classes };
   const vec = classes % 4 === 0 && logits.offset % 4 === 0 ? 4 : 1;
-  const kernel = rowLoss({ dtype: logits.dtype, vec, writes, inPlace, softcap: call.params.softcap > 0 });
+  const kernel = rowLoss({
+    dtype: logits.dtype,
+    vec,
+    writes,
+    known: !!known,
+    inPlace,
+    softcap: call.params.softcap > 0,
+  });
   const views = [
     ...(inPlace ? [] : [logits]),
     labels,
-    ...(writes === "gradient" ? [known!] : []),
+    ...(known ? [known] : []),
     ...(writes === "loss" ? [] : [factor!]),
     ...(writes === "loss" ? [] : [inPlace ? logits : dlogits!]),
     ...(writes === "gradient" ? [] : [losses!]),
@@ -68,12 +75,11 @@ export function lowerCrossEntropy(call: Lowering<RowLoss>): void {
 
 /** dlogits. */
 export function lowerCrossEntropyBackward(call: Lowering<RowLoss>): void {
-  const [factor, known] = [call.inputs[0], call.inputs[3]].map((x) => call.dense(x, 1)), [dlogits] = call.outputs;
+  const factor = call.dense(call.inputs[0], 1), [dlogits] = call.outputs;
   const logits = call.dense(call.inputs[1]), labels = call.dense(call.inputs[2], 1);
   const odd = isPacked(logits.dtype) && logits.shape[1] % 4 !== 0;
   const target = odd ? call.temporary(dlogits.shape, "f32") : dlogits;
-  const lse = known.offset === 0 ? known : fresh(call, known);
-  sweep(call, "gradient", false, { logits, labels, first: 0, known: lse, factor, dlogits: target });
+  sweep(call, "gradient", false, { logits, labels, first: 0, factor, dlogits: target });
   if (target !== dlogits) copy(call, target, dlogits);
 }
 
@@ -247,11 +253,13 @@ function byClasses(call: Lowering<RowLoss>, { hidden, weight }: Operands): boole
 /** dhidden and dweight, the logits computed again. */
 export function lowerLinearCrossEntropyBackward(call: Lowering<RowLoss>): void {
   const given = operands(call, 1), { hidden, weight, labels } = given, [dhidden, dweight] = call.outputs;
-  const factor = call.dense(call.inputs[0], 1), known = fresh(call, call.inputs[4]);
-  if (byClasses(call, given)) return gradientsByClasses(call, given, { known, factor }, call.outputs);
+  const factor = call.dense(call.inputs[0], 1);
+  if (byClasses(call, given)) {
+    return gradientsByClasses(call, given, { known: fresh(call, call.inputs[4]), factor }, call.outputs);
+  }
   const sums = gradients(call, dhidden, dweight);
   forEachChunk(call, hidden, weight, (logits, rows, first) => {
-    sweep(call, "gradient", true, { logits, labels, first, known, factor });
+    sweep(call, "gradient", true, { logits, labels, first, factor });
     sums.add(logits, rows, weight, first);
   });
   sums.end();

@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
-import { grad } from "../mod.ts";
+import { grad, valueAndGrad } from "../mod.ts";
 import { cpu } from "../tensor/cpu.ts";
 import { tensor } from "../tensor/create.ts";
 import { cast, mul } from "../tensor/elementwise.ts";
-import { crossEntropy, type CrossEntropyOptions } from "../tensor/loss.ts";
+import { crossEntropy, type CrossEntropyOptions, linearCrossEntropy } from "../tensor/loss.ts";
+import { reshape } from "../tensor/movement.ts";
 import { key, randint, randn } from "../tensor/random.ts";
+import { sum } from "../tensor/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { assertClose } from "../testing/mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
@@ -53,4 +55,25 @@ Deno.test("crossEntropy() on the device takes infinite logits", async () => {
   const logits = tensor([[-Infinity, 0, 0, -Infinity], [0, 1e30, 0, 0]], { backend: gpu });
   const labels = tensor([2, 1], { dtype: "i32", backend: gpu });
   await assertClose(crossEntropy(logits, labels, { reduction: "none" }), [Math.log(2), 0]);
+});
+
+Deno.test("a loss and its gradient keep their digits beside a large lse", async () => {
+  const values = [1000, 1000.5, 999.25, 997], label = 2;
+  const all = values.reduce((sum, z) => sum + Math.exp(z - 1000), 0);
+  const loss = 1000 + Math.log(all) - values[label];
+  const slopes = values.map((z, j) => Math.exp(z - 1000) / all - (j === label ? 1 : 0));
+  const labels = tensor([label], { dtype: "i32", backend: gpu }), unit = 2 ** -22;
+  const close = (x: Tensor, expected: number[]) => assertClose(x, expected, { atol: unit, rtol: unit });
+  for (const reduction of ["none", "sum"] as const) {
+    const [total, dx] = valueAndGrad((x: Tensor) => sum(crossEntropy(x, labels, { reduction })))(
+      tensor([values], { backend: gpu }),
+    );
+    await close(reshape(total, [1]), [loss]);
+    await close(reshape(dx, [4]), slopes);
+    const [linear, dw] = valueAndGrad((w: Tensor) =>
+      sum(linearCrossEntropy(tensor([[1, 0]], { backend: gpu }), w, labels, { reduction }))
+    )(tensor(values.map((z) => [z, 1]), { backend: gpu }));
+    await close(reshape(linear, [1]), [loss]);
+    await close(reshape(dw, [8]), slopes.flatMap((d) => [d, 0]));
+  }
 });
