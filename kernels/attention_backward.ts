@@ -92,7 +92,7 @@ export interface AttentionBackwardParams extends AttentionOperands, AttentionOrd
 }
 
 /** Vec4f that a thread owns of the longer of a key's and a value's row. */
-export function outsMost({ tile, headDim, valueDim }: AttentionBackwardParams): number {
+function outsMost({ tile, headDim, valueDim }: AttentionBackwardParams): number {
   return outsOf(tile, Math.max(headDim, valueDim));
 }
 

@@ -63,7 +63,7 @@ export function stridesIn({ offset, strides }: View): AttentionStrides {
 }
 
 /** Fills with words of 32 bits. */
-export function fillBits(call: AttentionCall, y: View, bits: number): void {
+function fillBits(call: AttentionCall, y: View, bits: number): void {
   const n = Math.ceil(sizeOf(y.shape) * storageBytes(y.dtype) / 16);
   call.dispatch(fill(y.dtype), [y], { n, bits }, gridFor(n, call.capabilities.maxWorkgroups));
 }
@@ -72,7 +72,7 @@ export function fillBits(call: AttentionCall, y: View, bits: number): void {
 const minusInfinity = 0xff800000;
 
 /** The result itself, or an f32 stand-in where packed elements of two rows would share a word. */
-export function standIn(call: AttentionCall, y: View, rowSize: number): View {
+function standIn(call: AttentionCall, y: View, rowSize: number): View {
   return isPacked(y.dtype) && rowSize % 2 === 1 ? call.temporary(y.shape, "f32") : y;
 }
 

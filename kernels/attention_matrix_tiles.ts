@@ -87,7 +87,7 @@ export function leftStaged({ m, high, step }: MatrixTile, staged: Staged): Stage
 }
 
 /** The types of matrices. */
-export function matrixTypes({ m, n, k }: MatrixTile): { left: string; right: string; result: string } {
+function matrixTypes({ m, n, k }: MatrixTile): { left: string; right: string; result: string } {
   return {
     left: `subgroup_matrix_left<f16, ${k}, ${m}>`,
     right: `subgroup_matrix_right<f16, ${n}, ${k}>`,
@@ -183,7 +183,7 @@ export function transfer(tile: MatrixTile, source: MatrixSource, staged: Staged,
 }
 
 /** A matrix load from a staged operand: rows from `row`, columns from `column`. */
-export function stagedLoad(
+function stagedLoad(
   staged: Staged,
   type: string,
   major: "row_major" | "col_major",

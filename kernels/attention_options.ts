@@ -138,7 +138,7 @@ export function attentionUniforms(
 }
 
 /** What `featureFields` holds for a call, `scale` among it. */
-export function featureUniforms(features: AttentionFeatures, settings: AttentionSettings): Record<string, number> {
+function featureUniforms(features: AttentionFeatures, settings: AttentionSettings): Record<string, number> {
   const { softmaxScale, window: [left, right] = [-1, -1], softcap = 1, dropout = 0 } = settings;
   return {
     scale: features.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E,

@@ -120,7 +120,7 @@ const entry = `@compute @workgroup_size(${lanes}) fn main(
 const zero = (helpers: string | undefined): [string, UniformType][] => helpers === undefined ? [] : [["zero", "u32"]];
 
 /** Four elements a thread over dense inputs of the result's shape, and scalars. */
-export function linear(
+function linear(
   { name, inputs, output, expression, helpers }: ElementwiseShape,
   walks: readonly Walk[],
 ): Kernel {
@@ -197,7 +197,7 @@ export function locateValues(
 }
 
 /** One element a thread (packed results: two) from any views. */
-export function strided({ name, inputs, output, expression, helpers }: ElementwiseShape, rank: number): Kernel {
+function strided({ name, inputs, output, expression, helpers }: ElementwiseShape, rank: number): Kernel {
   return kernel(`${name}_strided${rank}_${inputs.join("_")}_${output}`, {
     reads: Object.fromEntries(inputs.map((dtype, i) => [names[i], storageType(dtype)])),
     writes: { y: storageType(output) },

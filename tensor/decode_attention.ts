@@ -3,7 +3,14 @@ import { type AttentionCache, cacheAttentionOp, type CacheAttentionParams, expec
 import { roundTo } from "./dtype.ts";
 import { ShapeError, show } from "./errors.ts";
 import { dense, expectDType, type NdArray, ndarray, type Op, runAll } from "./op.ts";
-import { rotaryAppendOp, type RotaryAppendParams } from "./rotary_append.ts";
+import {
+  appendInputs,
+  type AppendOptions,
+  type RotaryAppendInputs,
+  rotaryAppendInputs,
+  rotaryAppendOp,
+  type RotaryAppendParams,
+} from "./rotary_append.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** What the op has beside its inputs. */
@@ -17,22 +24,12 @@ export interface DecodeAttentionParams {
 }
 
 /** The inputs by what they are. */
-export function decodeAttentionInputs<T>(inputs: readonly T[], { padded, paged }: DecodeAttentionParams): {
-  readonly kCache: T;
-  readonly vCache: T;
-  readonly qkv: T;
-  readonly cos: T;
-  readonly sin: T;
-  readonly lengths: T;
-  readonly leftpad: T | undefined;
-  readonly blockTable: T | undefined;
-} {
-  const [kCache, vCache, qkv, cos, sin, lengths, ...rest] = inputs;
-  return {
-    ...{ kCache, vCache, qkv, cos, sin, lengths },
-    leftpad: padded ? rest[0] : undefined,
-    blockTable: paged ? rest[padded ? 1 : 0] : undefined,
-  };
+export function decodeAttentionInputs<T>(
+  inputs: readonly T[],
+  { padded, paged }: DecodeAttentionParams,
+): Omit<RotaryAppendInputs<T>, "positions"> & { readonly leftpad: T | undefined } {
+  const { positions: leftpad, ...given } = rotaryAppendInputs(inputs, { positioned: padded, paged });
+  return { ...given, leftpad };
 }
 
 /** What `rotaryAppend` and `cacheAttention` are told. */
@@ -103,19 +100,9 @@ export const decodeAttentionOp: Op<DecodeAttentionParams> = {
 };
 
 /** Options of {@linkcode decodeAttention}. */
-export interface DecodeAttentionOptions {
-  /** Query heads. */
-  readonly heads: number;
-  /** `[P, D/2]` */
-  readonly cos: Tensor;
-  /** `[P, D/2]` */
-  readonly sin: Tensor;
-  /** Positions that each row's cache holds, i32 `[B]`. */
-  readonly lengths: Tensor;
+export interface DecodeAttentionOptions extends AppendOptions {
   /** Positions at the start of each row that are padding, i32 `[B]`. */
   readonly leftpad?: Tensor;
-  /** The pages of each row, i32 `[B, pages]`. */
-  readonly blockTable?: Tensor;
 }
 
 /**
@@ -130,11 +117,9 @@ export interface DecodeAttentionOptions {
 export function decodeAttention(
   qkv: Tensor,
   cache: AttentionCache,
-  { heads, cos, sin, lengths, leftpad, blockTable }: DecodeAttentionOptions,
+  options: DecodeAttentionOptions,
 ): { out: Tensor; cache: AttentionCache } {
-  const inputs = [cache.k, cache.v, qkv, cos, sin, lengths];
-  if (leftpad !== undefined) inputs.push(leftpad);
-  if (blockTable !== undefined) inputs.push(blockTable);
+  const { heads, lengths, leftpad, blockTable } = options, inputs = appendInputs(qkv, cache, options, leftpad);
   const params = { heads, padded: leftpad !== undefined, paged: blockTable !== undefined };
   decodeAttentionOp.infer(inputs, params);
   expectRoom("decodeAttention", cache, lengths, 1, blockTable);

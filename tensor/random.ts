@@ -119,7 +119,7 @@ export const randnOp: Op<{ shape: Shape; dtype: DType }> = {
 const tables = new WeakMap<Backend, Tensor>();
 
 /** The coefficients of {@linkcode randnOp} on a backend, uploaded once and never freed. */
-export function normalTableOn(backend: Backend): Tensor {
+function normalTableOn(backend: Backend): Tensor {
   const known = tables.get(backend);
   if (known !== undefined) return known;
   const made = unscoped(() => tensor(normalTable(), { shape: [32, 8], dtype: "i32", backend }));

@@ -15,7 +15,7 @@ export interface RotaryAppendParams {
 }
 
 /** The inputs by what they are. */
-export function rotaryAppendInputs<T>(inputs: readonly T[], { positioned, paged }: RotaryAppendParams): {
+export interface RotaryAppendInputs<T> {
   readonly kCache: T;
   readonly vCache: T;
   readonly qkv: T;
@@ -24,7 +24,13 @@ export function rotaryAppendInputs<T>(inputs: readonly T[], { positioned, paged 
   readonly lengths: T;
   readonly positions: T | undefined;
   readonly blockTable: T | undefined;
-} {
+}
+
+/** Names the inputs, which stand in the order of {@linkcode RotaryAppendInputs}. */
+export function rotaryAppendInputs<T>(
+  inputs: readonly T[],
+  { positioned, paged }: Pick<RotaryAppendParams, "positioned" | "paged">,
+): RotaryAppendInputs<T> {
   const [kCache, vCache, qkv, cos, sin, lengths, ...rest] = inputs;
   return {
     ...{ kCache, vCache, qkv, cos, sin, lengths },
@@ -129,8 +135,8 @@ export const rotaryAppendOp: Op<RotaryAppendParams> = {
   },
 };
 
-/** Options of {@linkcode rotaryAppend}. */
-export interface RotaryAppendOptions {
+/** What is known of new tokens and of the cache that they join. */
+export interface AppendOptions {
   /** Query heads. */
   readonly heads: number;
   /** `[P, D/2]` */
@@ -139,10 +145,27 @@ export interface RotaryAppendOptions {
   readonly sin: Tensor;
   /** Positions that each row's cache holds, i32 `[B]`. */
   readonly lengths: Tensor;
-  /** Where the tokens stand in the text, i32 `[T]` or `[B, T]`; where they stand in the cache when not given. */
-  readonly positions?: Tensor;
   /** The pages of each row, i32 `[B, pages]`. */
   readonly blockTable?: Tensor;
+}
+
+/** Options of {@linkcode rotaryAppend}. */
+export interface RotaryAppendOptions extends AppendOptions {
+  /** Where the tokens stand in the text, i32 `[T]` or `[B, T]`; where they stand in the cache when not given. */
+  readonly positions?: Tensor;
+}
+
+/** The inputs that options and tensors make, in the order of {@linkcode RotaryAppendInputs}. */
+export function appendInputs(
+  qkv: Tensor,
+  cache: AttentionCache,
+  { cos, sin, lengths, blockTable }: AppendOptions,
+  positions: Tensor | undefined,
+): Tensor[] {
+  const inputs = [cache.k, cache.v, qkv, cos, sin, lengths];
+  if (positions !== undefined) inputs.push(positions);
+  if (blockTable !== undefined) inputs.push(blockTable);
+  return inputs;
 }
 
 /**
@@ -157,11 +180,9 @@ export interface RotaryAppendOptions {
 export function rotaryAppend(
   qkv: Tensor,
   cache: AttentionCache,
-  { heads, cos, sin, lengths, positions, blockTable }: RotaryAppendOptions,
+  options: RotaryAppendOptions,
 ): { q: Tensor; cache: AttentionCache } {
-  const inputs = [cache.k, cache.v, qkv, cos, sin, lengths];
-  if (positions !== undefined) inputs.push(positions);
-  if (blockTable !== undefined) inputs.push(blockTable);
+  const { heads, lengths, positions, blockTable } = options, inputs = appendInputs(qkv, cache, options, positions);
   const params = { heads, positioned: positions !== undefined, paged: blockTable !== undefined };
   rotaryAppendOp.infer(inputs, params);
   expectRoom("rotaryAppend", cache, lengths, qkv.shape[1], blockTable);

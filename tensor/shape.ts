@@ -1,5 +1,5 @@
 /** Shapes: sizes, strides, axes and broadcasting. */
-import { IndexError, ShapeError, show } from "./errors.ts";
+import { ShapeError, show } from "./errors.ts";
 
 /** Axis lengths, outermost first. `[]` is a scalar; zero-length axes are legal. */
 export type Shape = readonly number[];
@@ -161,18 +161,4 @@ export function collapse(
     }
   }
   return { shape: out, strides };
-}
-
-/**
- * Checks host indices against an axis.
- * @throws {IndexError} naming the first index outside it
- */
-export function checkIndices(op: string, indices: Iterable<number>, length: number): void {
-  let at = 0;
-  for (const index of indices) {
-    if (!Number.isInteger(index) || index < 0 || index >= length) {
-      throw new IndexError(op, `index ${index} at position ${at} is outside an axis of length ${length}`);
-    }
-    at++;
-  }
 }

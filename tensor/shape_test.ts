@@ -1,14 +1,13 @@
 import assert from "node:assert/strict";
 import { arbShape, arbTensor, array, compose, elementOf, integer, property } from "../testing/mod.ts";
 import "./cpu.ts";
-import { IndexError, ShapeError } from "./errors.ts";
+import { ShapeError } from "./errors.ts";
 import { forEachOffset } from "./op.ts";
 import {
   axesOf,
   axisOf,
   broadcastLayout,
   broadcastShapes,
-  checkIndices,
   checkShape,
   collapse,
   isDense,
@@ -113,12 +112,4 @@ Deno.test("checkShape() refuses lengths that are no lengths, and sizes that no n
   assert.deepEqual(checkShape("zeros", [0, 3]), [0, 3]);
   for (const bad of [[-1], [1.5], [NaN], [2 ** 30, 2 ** 30]]) assert.throws(() => checkShape("zeros", bad), ShapeError);
   assert.deepEqual(placesOf(rowMajor([2, 0, 3])), []);
-});
-
-Deno.test("checkIndices() names the first index that is outside, and its place", () => {
-  checkIndices("take", [0, 4], 5);
-  assert.throws(
-    () => checkIndices("take", [0, 5, -1], 5),
-    new IndexError("take", "index 5 at position 1 is outside an axis of length 5"),
-  );
 });

@@ -1,5 +1,6 @@
 /** Arbitrary attention problems. */
 
+import type { AttentionOptions } from "../tensor/attention_options.ts";
 import type { Backend } from "../tensor/backend.ts";
 import type { DType } from "../tensor/dtype.ts";
 import { ValueError } from "../tensor/errors.ts";
@@ -9,15 +10,7 @@ import { type Random, small, type Source } from "./choices.ts";
 import { arbTensor, drawLength } from "./tensors.ts";
 
 /** An option of attention that {@link arbAttention} can turn on. */
-export type AttentionFeature =
-  | "softmaxScale"
-  | "causal"
-  | "window"
-  | "softcap"
-  | "alibiSlopes"
-  | "bias"
-  | "mask"
-  | "sinks";
+export type AttentionFeature = Exclude<keyof AttentionOptions, "dropout">;
 
 /** The problems of {@link arbAttention}. */
 export interface AttentionBounds {
@@ -43,26 +36,6 @@ export interface AttentionBounds {
   readonly views?: boolean;
 }
 
-/** Options as the attention functions take them; what is off is absent. */
-export interface AttentionOptions {
-  /** What the scores are multiplied by, instead of 1/√D. */
-  readonly softmaxScale?: number;
-  /** Whether query i sees only keys j ≤ i + Sk − Sq. */
-  readonly causal?: boolean;
-  /** How many keys to the left and right of its own place a query sees; −1 means all. */
-  readonly window?: readonly [left: number, right: number];
-  /** The bound c of c·tanh(scores / c). */
-  readonly softcap?: number;
-  /** Slopes of the distance that is taken from the scores, f32 `[H]` or `[B,H]`. */
-  readonly alibiSlopes?: Tensor;
-  /** What is added to the scores, broadcastable to `[B,H,Sq,Sk]`. */
-  readonly bias?: Tensor;
-  /** Which keys may be seen, bool, broadcastable to `[B,H,Sq,Sk]`. */
-  readonly mask?: Tensor;
-  /** A score for each head that takes part in the softmax and has no value, f32 `[H]`. */
-  readonly sinks?: Tensor;
-}
-
 /** Attention's inputs, options and sizes. */
 export interface AttentionProblem {
   /** Queries, `[B,Sq,H,D]`. */
@@ -71,7 +44,7 @@ export interface AttentionProblem {
   readonly k: Tensor;
   /** Values, `[B,Sk,Hk,Dv]`. */
   readonly v: Tensor;
-  /** What is turned on. */
+  /** What is turned on; what is off is absent. */
   readonly options: AttentionOptions;
   /** Batch rows. */
   readonly B: number;

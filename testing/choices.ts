@@ -58,7 +58,7 @@ export class Random {
 }
 
 /** All integers alike. */
-export const uniform: Distribution = (random, bound) => random.upTo(bound);
+const uniform: Distribution = (random, bound) => random.upTo(bound);
 
 /** Small integers more often: every power of two as likely as the next. */
 export const small: Distribution = (random, bound) =>

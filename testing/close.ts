@@ -94,11 +94,6 @@ export function assertClose(
   return Promise.all([read(actual), read(expected)]).then(([a, e]) => compare(a, e, options));
 }
 
-/** The tolerance of one element type. */
-export function toleranceOf(dtype: DType): Tolerance {
-  return defaults[dtype];
-}
-
 /** One side of a comparison. */
 interface Side {
   readonly data: ArrayLike<number>;

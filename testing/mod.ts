@@ -35,13 +35,8 @@ export {
 export type { Choices, Distribution, Random, Source } from "./choices.ts";
 export type { Law } from "./explore.ts";
 export { check, property, PropertyError, type PropertyOptions } from "./property.ts";
-export {
-  arbAttention,
-  type AttentionBounds,
-  type AttentionFeature,
-  type AttentionOptions,
-  type AttentionProblem,
-} from "./attention.ts";
+export { arbAttention, type AttentionBounds, type AttentionFeature, type AttentionProblem } from "./attention.ts";
+export type { AttentionOptions } from "../tensor/attention_options.ts";
 export {
   assertClose,
   AssertionError,

@@ -48,7 +48,7 @@ export function rounded(dtype: DType, data: HostArray): HostArray {
 }
 
 /** The distance between neighbouring numbers of a float type at the size of `x`. */
-export function unitAt(dtype: DType, x: number): number {
+function unitAt(dtype: DType, x: number): number {
   const least = dtype === "f16" ? -14 : dtype === "f64" ? -1022 : -126;
   const size = Math.abs(x);
   let exponent = least;

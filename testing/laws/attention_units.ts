@@ -26,11 +26,10 @@ export function onUnits(gpu: Backend): ((name: string, test: () => Promise<void>
 }
 
 /** The largest magnitude. */
-export const most = (values: ArrayLike<number>): number =>
-  Array.from(values).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+const most = (values: ArrayLike<number>): number => Array.from(values).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
 
 /** The largest distance; −∞ equals −∞. */
-export function distance(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+function distance(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
   return Array.from(expected).reduce(
     (worst, x, i) => actual[i] === x ? worst : Math.max(worst, Math.abs(actual[i] - x)),
     0,
@@ -51,7 +50,7 @@ function assertUnits(kernels: string[], ...prefixes: string[]): void {
 }
 
 /** Half of what two neighbouring numbers of a dtype are apart, at 1. */
-export const rounding: Partial<Record<DType, number>> = { f16: 2 ** -11, bf16: 2 ** -8 };
+const rounding: Partial<Record<DType, number>> = { f16: 2 ** -11, bf16: 2 ** -8 };
 
 /** Forward, and backward when asked for, against f64. P and dS are rounded to f16, once each, and results to their dtype. */
 export async function check(gpu: Backend, problem: Problem, backward: boolean): Promise<void> {

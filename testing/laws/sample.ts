@@ -124,7 +124,7 @@ export interface ValueOptions {
 }
 
 /** Not finite, or a zero. */
-export const odd: readonly number[] = [NaN, Infinity, -Infinity, 0, -0];
+const odd: readonly number[] = [NaN, Infinity, -Infinity, 0, -0];
 
 /** Element values that try an op: plain ones, tiny and huge ones, special ones. */
 export function values({ range = [-8, 8], exponents, specials = odd }: ValueOptions = {}): Arbitrary<number> {
@@ -143,7 +143,7 @@ export function values({ range = [-8, 8], exponents, specials = odd }: ValueOpti
 }
 
 /** Integers of a type: small ones, and the ends of its range. */
-export function integers(dtype: DType): Arbitrary<number> {
+function integers(dtype: DType): Arbitrary<number> {
   const [min, max] = dtype === "u32" ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1];
   return new Arbitrary((source) => {
     const kind = source.draw(7);
