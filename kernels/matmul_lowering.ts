@@ -17,10 +17,12 @@ interface Params {
 }
 
 /** The operand as rows × columns with its batch strides, or null when neither axis is adjacent in memory. */
-function place(x: View, swapped: boolean, batchStrides: readonly number[]): MatmulView | null {
+function place(x: Left, swapped: boolean, batchStrides: readonly number[]): MatmulView | null {
   const [row, column] = swapped ? [-1, -2] : [-2, -1];
   const sr = x.strides.at(row)!, sc = x.strides.at(column)!;
-  const at = { dtype: x.dtype as MatmulDType, offset: x.offset, batchStrides };
+  const { weight, eps } = x.norm ?? {};
+  const norm = weight && { dtype: weight.dtype as MatmulDType, offset: weight.offset, eps: eps! };
+  const at = { dtype: x.dtype as MatmulDType, offset: x.offset, batchStrides, norm };
   if (sc === 1 || x.shape.at(column)! <= 1) return { ...at, transposed: false, stride: sr };
   if (sr === 1 || x.shape.at(row)! <= 1) return { ...at, transposed: true, stride: sc };
   return null;
@@ -76,22 +78,46 @@ export interface MatmulTarget {
   readonly residual?: View;
 }
 
+/** RMSNorm of the rows of a product's first operand. */
+interface RowNorm {
+  /** f32 or 16 bits, one number a column, at an offset that is a multiple of 8. */
+  readonly weight: View;
+  readonly eps: number;
+  /** The normed rows, for products that do not norm them while they pack them. */
+  readonly whole: () => View;
+}
+
+/** A first operand, and what its rows go through before they are multiplied. */
+export interface Left extends View {
+  readonly norm?: RowNorm;
+}
+
+/** The buffers of a first operand for a plan; null where the plan does not norm rows that have a norm. */
+function boundLeft(a: Left, { packs }: MatmulPlan): View[] | null {
+  if (a.norm === undefined) return [a];
+  return packs.some(({ normed }) => normed) ? [a, a.norm.weight] : null;
+}
+
 /** y = a · b for matrices, f32 or of an even number of columns; written from a row of y on, or added to y. */
 export function multiply(
   call: Multiplying,
-  a: View,
+  a: Left,
   b: View,
-  { transposeA, transposeB }: Params,
+  params: Params,
   y: View,
-  { row = 0, accumulate = false, residual }: MatmulTarget = {},
+  target: MatmulTarget = {},
 ): void {
+  const { transposeA, transposeB } = params, { row = 0, accumulate = false, residual } = target;
   const { m, n, k } = matmulSizes(a.shape, b.shape, { transposeA, transposeB });
   const [left, right] = [place(a, transposeA, []), place(b, transposeB, [])];
   if (left === null || right === null) throw new RangeError("[matmul] an operand has no axis adjacent in memory");
-  dispatchProduct(call, [a, b, y], {
+  const problem: MatmulProblem = {
     ...{ m, n, k, batch: [], a: left, b: right, out: y.dtype as MatmulDType },
     ...{ offsetC: row * n, accumulate, offsetR: residual?.offset },
-  }, residual);
+  };
+  const plan = planMatmul(call.capabilities, problem), bound = boundLeft(a, plan);
+  if (bound === null) return multiply(call, a.norm!.whole(), b, params, y, target);
+  dispatchPlan(call, [bound, [b], y], problem, plan, residual);
 }
 
 /** Operands that one dispatch packs: with what it writes they are as many buffers as every device binds at once. */
@@ -104,11 +130,12 @@ const mostOperands = 4;
  */
 export function multiplyJoined(
   call: Multiplying,
-  x: View,
+  x: Left,
   weights: readonly View[],
   y: View,
-  { gated, residual }: { readonly gated: boolean; readonly residual?: View },
+  options: { readonly gated: boolean; readonly residual?: View },
 ): boolean {
+  const { gated, residual } = options;
   const [m, k] = x.shape, n = weights.reduce((sum, w) => sum + w.shape[0], 0);
   const { capabilities } = call, [first, ...others] = weights;
   const placed = (w: View) => ({ rows: w.shape[0], offset: w.offset, stride: w.strides[0] });
@@ -126,17 +153,10 @@ export function multiplyJoined(
   };
   const plan = planMatmul(capabilities, problem);
   if (plan.choice.kind !== "matrix" || !gated && !plan.packs.some(({ operand }) => operand === "b")) return false;
-  dispatchPlan(call, [[x], weights, y], problem, plan, residual);
+  const bound = boundLeft(x, plan);
+  if (bound === null) return multiplyJoined(call, x.norm!.whole(), weights, y, options);
+  dispatchPlan(call, [bound, weights, y], problem, plan, residual);
   return true;
-}
-
-function dispatchProduct(
-  call: Multiplying,
-  [a, b, y]: readonly [View, View, View],
-  problem: MatmulProblem,
-  residual?: View,
-): void {
-  dispatchPlan(call, [[a], [b], y], problem, planMatmul(call.capabilities, problem), residual);
 }
 
 function dispatchPlan(
@@ -241,11 +261,12 @@ export function lowerMatmul(call: Lowering<Params>): void {
   const { shape, strides } = batches(a, b, batch);
   const out: DType = isPacked(y.dtype) && n % 2 === 1 ? "f32" : y.dtype;
   const result = out === y.dtype ? y : call.temporary(y.shape, out);
-  dispatchProduct(call, [a, b, result], {
+  const problem: MatmulProblem = {
     ...{ m, n, k, batch: shape },
     a: place(a, transposeA, strides[0])!,
     b: place(b, transposeB, strides[1])!,
     out: out as MatmulDType,
-  });
+  };
+  dispatchPlan(call, [[a], [b], result], problem, planMatmul(call.capabilities, problem));
   if (result !== y) copy(call, result, y);
 }

@@ -9,18 +9,21 @@
  * are more than the eight of bf16, and as many as f16 has.
  *
  *   rows adjacent along k      ──lanes──▶ max ──▶ exponent ──▶ second walk writes        (the row is in the cache by then);
- *                              rows of several operands, which follow one another, in one dispatch
+ *                              rows of several operands, which follow one another, in one dispatch; or f32 rows that go
+ *                              through RMSNorm: the first walk sums their squares too, the second one scales and weighs
  *   rows side by side, eight   `most`: the largest of each row in a chunk of k ──▶ `side`: their largest, exponents; writes
  *   at a time                  in the same layout, which the product reads in place
  *   rows side by side, ragged  32 rows by groups of lanes, which write rows adjacent along k, zeros after the last term
  *
  * Floor: 4 bytes an element of 16 bits, 6 of f32, at the speed of a copy; side by side 6 and 10, since nothing is read
  * again from a cache. Loads of both kernels of that way are whole lines, and parts of k keep all of a device busy, which
- * the third way does not: it has a workgroup for 32 rows.
+ * the third way does not: it has a workgroup for 32 rows. Rows with a norm are read and written once less than by a kernel of
+ * its own before, 8 bytes an element, and cost a dispatch less: built, not measured on a card yet.
  */
 import { each, type Kernel, kernel, wgsl } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { pack2, roundingFunctions } from "./storage.ts";
+import { joinLanes, laneMemory } from "./rows.ts";
+import { pack2, roundingFunctions, unpack4 } from "./storage.ts";
 
 /** What of an operand is baked into the kernel that packs it. */
 export interface PackParts {
@@ -35,6 +38,8 @@ export interface PackParts {
   readonly rows: number;
   /** Operands whose rows follow one another, with `vec` 8. */
   readonly operands: number;
+  /** The type of the weight of the RMSNorm that rows of one f32 operand go through, with `vec` 8. */
+  readonly norm?: MatmulDType;
 }
 
 /** `eight(base, w)`: the elements of vector `w` of the row at `base`, f16 as they lie, others as the bits of f32. */
@@ -84,26 +89,53 @@ fn pairs(bits: vec4u, scale: vec4f) -> vec2u {
   return vec2u(${pack2("f16", "v.x", "v.y")}, ${pack2("f16", "v.z", "v.w")});
 }`;
 
-/** Reads x, writes y and, for bf16 and f32, an exponent a row: x = y · 2^exponent. */
+/** `eight(base, w)` times the norm's weight and a factor. */
+const normed = (dtype: MatmulDType): string => {
+  const [load, low, high] = dtype === "f32"
+    ? ["let i = u.norm + 2u * w;", "norm[i]", "norm[i + 1u]"]
+    : ["let b = norm[u.norm + w];", ...["xy", "zw"].map((half) => `vec4f(${unpack4(dtype, `b.${half}`).join(", ")})`)];
+  return wgsl`fn normed(v: Eight, w: u32, factor: f32) -> Eight {
+  ${load}
+  return Eight(
+    bitcast<vec4u>(bitcast<vec4f>(v.low) * factor * ${low}),
+    bitcast<vec4u>(bitcast<vec4f>(v.high) * factor * ${high}),
+  );
+}
+fn squares(v: Eight) -> f32 {
+  let low = bitcast<vec4f>(v.low); let high = bitcast<vec4f>(v.high);
+  return dot(low, low) + dot(high, high);
+}`;
+};
+
+/** Reads x and the norm's weight, where there is one; writes y and, for bf16 and f32, an exponent a row: x = y · 2^exponent. */
 export function packMatrix(parts: PackParts): Kernel {
-  const { dtype, alongK, vec, lanes, rows, operands } = parts;
+  const { dtype, alongK, vec, lanes, rows, operands, norm } = parts;
   const scaled = dtype !== "f16", others = Array.from({ length: operands - 1 }, (_, i) => i + 1);
   const name = `matmul_pack_${dtype}_${alongK ? "k" : "r"}${vec}_${rows}x${lanes}${
     operands > 1 ? `_of${operands}` : ""
-  }`;
+  }${norm ? `_norm_${norm}` : ""}`;
   const fields = "rows k words offset stride batch1 batch2 s0 s1 s2 groups workgroups".split(" ");
   return kernel(name, {
-    reads: Object.fromEntries(["x", ...others.map((i) => `x${i}`)].map((id) => [id, vec === 8 ? "vec4u" : "u32"])),
+    reads: {
+      ...Object.fromEntries(["x", ...others.map((i) => `x${i}`)].map((id) => [id, vec === 8 ? "vec4u" : "u32"])),
+      ...norm ? { norm: norm === "f32" ? "vec4f" : "vec4u" } : {},
+    },
     writes: { y: "vec4u", ...scaled ? { exponents: "i32" } : {} },
-    uniforms: Object.fromEntries(
-      [...fields, ...others.flatMap((i) => [`first${i}`, `offset${i}`, `stride${i}`])].map((field) => [field, "u32"]),
-    ),
+    uniforms: {
+      ...Object.fromEntries(
+        [...fields, ...others.flatMap((i) => [`first${i}`, `offset${i}`, `stride${i}`])].map((
+          id,
+        ) => [id, "u32" as const]),
+      ),
+      ...norm ? { norm: "u32", eps: "f32", inverse: "f32" } as const : {},
+    },
   }, () => {
     const place = alongK
       ? `let lane = li % ${lanes}u; let mine = li / ${lanes}u;`
       : `let mine = li % ${rows}u; let lane = li / ${rows}u;`;
     return wgsl`${reader(parts)}
 ${scaled ? `${scaling}\nvar<workgroup> most_of: array<atomic<u32>, ${rows}>;` : ""}
+${norm ? `${normed(norm)}\n${laneMemory(1)}` : ""}
 @compute @workgroup_size(${rows * lanes})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
   let id = wid.y * 65535u + wid.x;
@@ -121,10 +153,24 @@ ${
 ${
       scaled
         ? wgsl`  var highest = 0u;
-  for (var w = lane; w < u.words; w += ${lanes}u) { highest = max(highest, largest(eight(base, w))); }
+${
+          norm
+            ? wgsl`  var square = 0.0;
+  for (var w = lane; w < u.words; w += ${lanes}u) {
+    let v = eight(base, w); square += squares(v); highest = max(highest, largest(normed(v, w, 1.0)));
+  }`
+            : wgsl`  for (var w = lane; w < u.words; w += ${lanes}u) { highest = max(highest, largest(eight(base, w))); }`
+        }
   atomicMax(&most_of[mine], highest);
-  workgroupBarrier();
-  let most = atomicLoad(&most_of[mine]);
+${
+          norm
+            ? wgsl`  let me = li;
+  ${joinLanes({ lanes }, ["square"])}
+  let factor = 1.0 / sqrt(square * u.inverse + u.eps);
+  let most = bitcast<u32>(bitcast<f32>(atomicLoad(&most_of[mine])) * factor);`
+            : wgsl`  workgroupBarrier();
+  let most = atomicLoad(&most_of[mine]);`
+        }
   let e = ${exponent};
   let scale = vec4f(bitcast<f32>(u32(127 - e) << 23u));
   if (lane == 0u && row < u.rows) { exponents[z * u.rows + row] = e; }`
@@ -133,7 +179,7 @@ ${
   if (row >= u.rows) { return; }
   let to = (z * u.rows + row) * u.words;
   for (var w = lane; w < u.words; w += ${lanes}u) {
-    let v = eight(base, w);
+    let v = ${norm ? "normed(eight(base, w), w, factor)" : "eight(base, w)"};
     y[to + w] = ${scaled ? "vec4u(pairs(v.low, scale), pairs(v.high, scale))" : "v"};
   }
 }`;

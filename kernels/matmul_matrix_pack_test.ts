@@ -1,11 +1,16 @@
 import assert from "node:assert/strict";
 import { mostOfRows, packMatrix, type PackParts, packSide } from "./matmul_matrix_pack.ts";
 
+const dtypes = ["f16", "bf16", "f32"] as const;
+
 function* everyParts(): Generator<PackParts> {
-  for (const dtype of ["f16", "bf16", "f32"] as const) {
+  for (const dtype of dtypes) {
     for (const [lanes, rows] of [[8, 32], [4, 8], [256, 1]]) {
       for (const vec of [1, 8] as const) yield { dtype, alongK: true, vec, lanes, rows, operands: 1 };
       yield { dtype, alongK: true, vec: 8, lanes, rows, operands: 3 };
+      for (const norm of dtypes) {
+        if (dtype === "f32") yield { dtype, alongK: true, vec: 8, lanes, rows, operands: 1, norm };
+      }
       yield { dtype, alongK: false, vec: 1, lanes, rows, operands: 1 };
     }
   }

@@ -30,6 +30,8 @@ export interface PackStep extends MatmulStep {
   readonly bytes: number;
   /** How many exponents come with it; 0 where its numbers stay what they are. */
   readonly exponents: number;
+  /** Whether rows go through the norm, whose weight is bound after the operand. */
+  readonly normed?: boolean;
 }
 
 /** The shape of the units that multiply f16 and sum in f32; the largest where there are several. */
@@ -248,8 +250,9 @@ function planPack(
   }
   const lanes = software ? 4 : alongK ? 2 ** Math.min(8, Math.max(3, Math.floor(Math.log2(words)) - 1)) : 16;
   const at = software ? 8 : alongK ? 256 / lanes : 32;
-  const { below = [] } = v, operands = 1 + below.length;
-  const parts: PackParts = { dtype, alongK, vec: alongK && whole(v, k) ? 8 : 1, lanes, rows: at, operands };
+  const { below = [] } = v, operands = 1 + below.length, vec = alongK && whole(v, k) ? 8 : 1;
+  const norm = vec === 8 && dtype === "f32" ? v.norm : undefined;
+  const parts: PackParts = { dtype, alongK, vec, lanes, rows: at, operands, norm: norm?.dtype };
   let first = rows - below.reduce((sum, more) => sum + more.rows, 0);
   const further = below.flatMap((more, i) => {
     const fields = { first, offset: more.offset, stride: more.stride };
@@ -262,7 +265,11 @@ function planPack(
       ...made,
       kernel: packMatrix(parts),
       workgroups: line(workgroups),
-      uniforms: { ...common, words, groups, workgroups, ...Object.fromEntries(further) },
+      uniforms: {
+        ...{ ...common, words, groups, workgroups, ...Object.fromEntries(further) },
+        ...norm ? { norm: norm.offset / (norm.dtype === "f32" ? 4 : 8), eps: norm.eps, inverse: 1 / k } : {},
+      },
+      normed: norm !== undefined,
     },
     view,
   };

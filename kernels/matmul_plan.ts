@@ -35,6 +35,11 @@ export interface MatmulView {
    * them, which pack b.
    */
   readonly below?: readonly { readonly rows: number; readonly offset: number; readonly stride: number }[];
+  /**
+   * The weight of the RMSNorm that rows of a go through while they are packed, at a multiple of 8. A plan that does not do
+   * so, as no pack of it says, leaves it out.
+   */
+  readonly norm?: { readonly dtype: MatmulDType; readonly offset: number; readonly eps: number };
 }
 
 /** C[...batch, m, n] = A[...batch, m, k] · B[...batch, k, n], C dense in a buffer of its own. */

@@ -1,11 +1,14 @@
-/** From a projection to dispatches: one for few rows; for many the norm, the products and what is added by themselves. */
+/**
+ * From a projection to dispatches: one for few rows; for many the products by themselves, which norm
+ * what they pack, and gate and add where they store.
+ */
 import { projectInputs, type ProjectParams } from "../tensor/project.ts";
 import { type Shape, sizeOf, stridesOf } from "../tensor/shape.ts";
 import { expressions, gridFor, locateValues } from "./elementwise.ts";
 import { lowerSwiglu } from "./gated.ts";
 import { elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import type { MatmulDType } from "./matmul.ts";
-import { multiply, multiplyJoined, sharing } from "./matmul_lowering.ts";
+import { type Left, multiply, multiplyJoined, sharing } from "./matmul_lowering.ts";
 import { matvec, matvecWidth, pickMatvec } from "./matvec.ts";
 import { place } from "./movement.ts";
 import { lowerRmsNorm } from "./norm.ts";
@@ -28,7 +31,7 @@ export function lowerProject(call: Lowering<ProjectParams>): void {
   const x = matrix(call.dense(given)), y = matrix(out), [rows, k] = x.shape;
   const dtype = weights[0].dtype as MatmulDType, width = matvecWidth(dtype);
   if (rows > fewRows || k === 0 || k % width !== 0) {
-    return many(call, x, y, norm && call.dense(norm, 1), weights, residual);
+    return many(call, x, y, norm && call.dense(norm, 8), weights, residual);
   }
   const dense = weights.map((w) => call.dense(w, width)), scale = norm && call.dense(norm);
   const added = residual && call.dense(residual, 1);
@@ -68,11 +71,14 @@ function many(
 ): void {
   const { eps, gated } = call.params, [rows] = given.shape;
   const temporary = (shape: Shape) => call.temporary(shape, "f32");
-  let x = given;
-  if (norm !== undefined) {
-    x = temporary(given.shape);
-    lowerRmsNorm(partCall(call, [norm, given], [x, temporary([rows])], { eps: eps! }));
-  }
+  let normed: View | undefined;
+  const whole = () => {
+    if (normed !== undefined) return normed;
+    normed = temporary(given.shape);
+    lowerRmsNorm(partCall(call, [norm!, given], [normed, temporary([rows])], { eps: eps! }));
+    return normed;
+  };
+  const x: Left = norm === undefined ? given : { ...given, norm: { weight: norm, eps: eps!, whole } };
   const products = sharing(call); // x is packed once for all
   const added = residual && matrix(call.dense(residual));
   const product = (w: View, to: View, residual?: View) =>
@@ -81,21 +87,21 @@ function many(
     });
   if (weights.length === 1) return product(weights[0], y, added);
   if (multiplyJoined(products, x, weights, y, { gated, residual: added })) return;
-  const whole = added === undefined ? y : temporary(y.shape);
+  const all = added === undefined ? y : temporary(y.shape);
   const made = weights.map((w) => {
     const one = temporary([rows, w.shape[0]]);
     product(w, one);
     return one;
   });
-  if (gated) lowerSwiglu(partCall(call, made, [whole], {}));
+  if (gated) lowerSwiglu(partCall(call, made, [all], {}));
   else {
     let column = 0;
     for (const one of made) {
       const at = { shape: one.shape, strides: y.strides, offset: column };
       const { rank, values } = locateValues(one.shape, [one, at]), n = sizeOf(one.shape);
-      call.dispatch(place("f32", rank), [one, whole], { n, ...values }, gridFor(n, call.capabilities.maxWorkgroups));
+      call.dispatch(place("f32", rank), [one, all], { n, ...values }, gridFor(n, call.capabilities.maxWorkgroups));
       column += one.shape[1];
     }
   }
-  if (added !== undefined) elementwise(call, "add", expressions.add, [whole, added], y);
+  if (added !== undefined) elementwise(call, "add", expressions.add, [all, added], y);
 }

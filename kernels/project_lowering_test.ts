@@ -121,3 +121,41 @@ Deno.test("a gate closes in the product's store on matrix units, whatever the si
     }
   }
 });
+
+Deno.test("many rows are normed on their way into matrix units, rows of any size, with weights of any type", async () => {
+  for (
+    const [k, n, eps] of [[24, [16], 1e-5], [264, [8, 16, 5], 1e-6], [61, [8], 1e-5]] as [number, number[], number][]
+  ) {
+    for (const [dtype, type] of [["bf16", "bf16"], ["f16", "f32"], ["bf16", "f16"], ["f16", "bf16"]] as const) {
+      const rows = 36, values = draw(1, [rows, k]).dataSync(), held = draw(2, [k + 8], type).dataSync();
+      // Rows from 10^-9 to 10^9, one of zeros, one that has a NaN.
+      const x = values.map((v, i) => {
+        const row = Math.floor(i / k);
+        return row === 7 ? 0 : row === 8 && i % k === 3 ? NaN : v * 10 ** (row % 19 - 9);
+      });
+      const weights = n.map((n, i) => draw(3 + i, [n, k], dtype));
+      const [host, on] = backends.map((backend) => [
+        tensor(x, { shape: [rows, k], backend }),
+        slice(tensor(held, { shape: [k + 8], dtype: type, backend }), [8], [k + 8]),
+        ...weights.map((w) => tensor(w.dataSync(), { shape: w.shape, dtype, backend })),
+      ]);
+      const f = (x: Tensor, weight: Tensor, ...w: Tensor[]) => project(x, w, { norm: { weight, eps } });
+      using compiled = compile(f);
+      const [a, b, ...w] = on,
+        got = await compiled(a, b, ...w).data(),
+        want = f(host[0], host[1], ...host.slice(2)).dataSync();
+      const size = f(abs(host[0]), abs(host[1]), ...host.slice(2).map((w) => abs(w))).dataSync();
+      want.forEach((y, i) => {
+        if (Number.isNaN(y)) assert.ok(Number.isNaN(got[i]), `${i}: ${got[i]}`);
+        else assert.ok(Math.abs(got[i] - y) <= size[i] * 2 ** -11, `${dtype} ${type} ${k}, ${i}: ${got[i]} for ${y}`);
+      });
+      if (!units) continue;
+      const names = compiled.recordings[0].kernels.flatMap(({ name, calls }) => Array<string>(calls).fill(name));
+      const normed = names.filter((name) => name.startsWith("matmul_pack_f32") && name.includes("_norm_"));
+      assert.deepEqual(
+        [normed.length, names.filter((name) => name.startsWith("rmsnorm")).length],
+        k % 8 ? [0, 1] : [1, 0],
+      );
+    }
+  }
+});

@@ -132,7 +132,7 @@ export function walkRows(
 
 /** Statements after which each variable holds its combination over the lanes of a row, in an order that never changes. */
 export function joinLanes(
-  { lanes }: RowTile,
+  { lanes }: Pick<RowTile, "lanes">,
   names: readonly string[],
   combine: (a: string, b: string) => string = (a, b) => `${a} + ${b}`,
 ): string {
