@@ -5,7 +5,17 @@ import { scope } from "../tensor/scope.ts";
 import { consume, type Tensor } from "../tensor/tensor.ts";
 import { mapTree, type Tree } from "../tensor/tree.ts";
 import { adamwUpdate, stateDType } from "../tensor/update.ts";
-import { expectRange, expectRate, firstStep, type Optimizer, pairsOf, rateAt } from "./optimizer.ts";
+import {
+  expectApart,
+  expectRange,
+  expectRate,
+  expectState,
+  firstStep,
+  type Optimizer,
+  pairsOf,
+  rateAt,
+  spender,
+} from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
 
 /** Options of {@linkcode adamw}. */
@@ -69,18 +79,24 @@ export function adamw(options: AdamwOptions): Optimizer<AdamwState> {
       return { step: firstStep(params), m: means(), v: means() };
     },
     update<P extends Tree>(params: P, grads: P, state: AdamwState) {
-      const pairs = new Map(pairsOf("adamw", params, grads).map((pair) => [pair.name, pair]));
+      const all = pairsOf("adamw", params, grads), pairs = new Map(all.map((pair) => [pair.name, pair]));
+      const spend = spender("adamw", all);
+      expectApart("adamw", all);
+      expectState("adamw", "m", all, state.m);
+      expectState("adamw", "v", all, state.v);
+      // Asked of all before any is written: what a person's function throws costs no parameter.
+      const kept = new Set(all.filter(({ name, param }) => decays && !decays(name, param)).map(({ name }) => name));
       return scope(() => {
         const step = add(state.step, 1), rate = rateAt(learningRate, step);
         const m: Record<string, Tensor> = {}, v: Record<string, Tensor> = {};
         const next = mapTree(params, (param, name) => {
-          const { grad } = pairs.get(name)!;
-          const decay = decays === undefined || decays(name, param) ? weightDecay : 0;
+          const pair = pairs.get(name)!, { grad } = pair;
+          const decay = kept.has(name) ? 0 : weightDecay;
           const inputs = { param, grad, m: state.m[name], v: state.v[name], step, learningRate: rate };
           const done = adamwUpdate(inputs, { beta1, beta2, eps, weightDecay: decay });
-          consume(grad, "adamw");
           m[name] = done.m;
           v[name] = done.v;
+          spend(pair);
           return done.param;
         });
         consume(state.step, "adamw");

@@ -5,7 +5,17 @@ import { scope } from "../tensor/scope.ts";
 import { consume, type Tensor } from "../tensor/tensor.ts";
 import { mapTree, type Tree } from "../tensor/tree.ts";
 import { sgdUpdate, stateDType } from "../tensor/update.ts";
-import { expectRange, expectRate, firstStep, type Optimizer, pairsOf, rateAt } from "./optimizer.ts";
+import {
+  expectApart,
+  expectRange,
+  expectRate,
+  expectState,
+  firstStep,
+  type Optimizer,
+  pairsOf,
+  rateAt,
+  spender,
+} from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
 
 /** Options of {@linkcode sgd}. */
@@ -56,17 +66,20 @@ export function sgd(options: SgdOptions): Optimizer<SgdState> {
       return { step: firstStep(params), momentum: Object.fromEntries(entries) };
     },
     update<P extends Tree>(params: P, grads: P, state: SgdState) {
-      const pairs = new Map(pairsOf("sgd", params, grads).map((pair) => [pair.name, pair]));
+      const all = pairsOf("sgd", params, grads), pairs = new Map(all.map((pair) => [pair.name, pair]));
+      const spend = spender("sgd", all);
+      expectApart("sgd", all);
+      if (momentum !== 0 || nesterov) expectState("sgd", "momentum", all, state.momentum);
       return scope(() => {
         const step = add(state.step, 1);
         const rate = rateAt(learningRate, step);
         const kept: Record<string, Tensor> = {};
         const next = mapTree(params, (param, name) => {
-          const { grad } = pairs.get(name)!, old = state.momentum[name];
+          const pair = pairs.get(name)!, { grad } = pair, old = state.momentum[name];
           const inputs = { param, grad, velocity: old, learningRate: rate };
           const done = sgdUpdate(inputs, { momentum, nesterov, weightDecay });
-          consume(grad, "sgd");
           if (done.velocity !== undefined) kept[name] = done.velocity;
+          spend(pair);
           return done.param;
         });
         consume(state.step, "sgd");

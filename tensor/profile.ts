@@ -95,7 +95,7 @@ export class Profile<T = unknown> {
 function rate(amount: number | null, ms: number, unit: number): string {
   if (amount === null || ms === 0) return "";
   const value = amount / (ms / 1000) / unit;
-  return value < 10 ? value.toFixed(2) : value.toFixed(0);
+  return value >= 10 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(2) : value.toPrecision(2);
 }
 
 function sumOf(amounts: readonly (number | null)[]): number | null {

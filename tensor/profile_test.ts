@@ -31,6 +31,11 @@ Deno.test("a profile's table shows the rates that each kernel reached", () => {
   assert.match(total, /total +3 +8\.000 +2666\.7 +875 +1125$/);
 });
 
+Deno.test("a profile's table shows rates of slow devices too", () => {
+  const slow = [{ op: "matmul", kernel: "matmul_a", start: 0, ms: 100, bytes: 2e7, flops: 1.2e9 }];
+  assert.match(new Profile(null, slow, "a device").table(), /matmul_a .* 0\.20 +0\.012\n/);
+});
+
 Deno.test("chromeTrace() is the Trace Event Format: complete events in microseconds", () => {
   const { traceEvents } = JSON.parse(new Profile(null, launches, "a device").chromeTrace());
   assert.deepEqual(traceEvents[0].args, { name: "a device" });
