@@ -26,6 +26,7 @@ import {
   valueAndGrad,
 } from "@flashtape/flashtape";
 import { adamw, type AdamwState, clipGradNorm, cosineSchedule, llama } from "@flashtape/flashtape/nn";
+import { prepareFolder } from "./folder.ts";
 import {
   breathe,
   choiceOf,
@@ -199,6 +200,9 @@ async function main(args: string[]): Promise<number> {
   if (all.length - heldOut < context + 1) {
     throw new UsageError(`"${options.text}" has ${all.length} tokens, too few for windows of ${context}: --context`);
   }
+  await prepareFolder(options.out).catch((cause) => {
+    throw new UsageError(`--out: cannot write to "${options.out}": ${cause.message}`);
+  });
   using ids = tensor(all.slice(0, all.length - heldOut), { dtype: "i32" });
   using held = tensor(heldOut > 0 ? all.slice(-heldOut) : all.slice(0, context), { dtype: "i32" });
   const what = heldOut > 0 ? "held-out text" : "the text's beginning";

@@ -51,6 +51,14 @@ Deno.test("the program trains, tells how far it is, and saves in the checkpoint'
     assert.match(output, /100% {2}loss [\d.]+ {2}[\d.k]+ tok\/s {2}0 s left {2}step 2/);
     assert.match(output, /loss on held-out text: [\d.]+ before, [\d.]+ after 2 steps\nsaved .*, in bf16\n$/);
     assert.deepEqual(await readdir(out), (await readdir(fixture)).filter((file) => !file.startsWith("expected")));
+    // Where nothing can be written, that is said before anything is trained.
+    const refused = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "--quiet", "--allow-all", program, fixture, join(folder, "text.txt"), "--out"].concat(
+        [join(folder, "text.txt", "out"), "--context", "16", "--backend", "cpu"],
+      ),
+    }).output();
+    assert.equal(refused.code, 2);
+    assert.match(new TextDecoder().decode(refused.stderr), /^--out: cannot write to ".*text.txt.out": .*\n/);
     const config = JSON.parse(await readFile(join(out, "config.json"), "utf8"));
     assert.equal(config.dtype, "bfloat16");
   } finally {

@@ -7,11 +7,12 @@
  * goes on where it stopped, to the same bits as if it had never been stopped.
  */
 import { Buffer } from "node:buffer";
-import { mkdir, readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { FlashtapeError, init, type Tensor, tensor } from "@flashtape/flashtape";
+import { prepareFolder } from "./folder.ts";
 import { type GptConfig, Training, windowsOf } from "./gpt_model.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
@@ -146,16 +147,25 @@ function listen(): void {
   if (process.platform !== "win32") process.on("SIGTERM", hear);
 }
 
+/** Finds out, before any work is done, whether the file can be written. */
+async function prepareFile(file: string): Promise<void> {
+  await prepareFolder(dirname(file));
+  const there = await stat(file).catch(() => undefined);
+  if (there?.isDirectory()) throw new Error("it is a folder");
+}
+
 async function main(options: Options): Promise<number> {
   const { file, every } = options;
   listen();
+  await prepareFile(file).catch((cause) => {
+    throw new UsageError(`--file: cannot write "${file}": ${cause.message}`);
+  });
   const backend = await init({ backend: options.backend });
   const { train, heldOut } = await readText(options.text);
   const { context } = options.config;
   if (Math.min(train.length, heldOut.length) <= context) {
     throw new UsageError(`the text has ${train.length + heldOut.length} bytes: too few for a context of ${context}`);
   }
-  await mkdir(dirname(file), { recursive: true });
   const text = tensor(train, { dtype: "i32" });
   using training = options.resume
     ? await Training.resume(file, text, { steps: options.steps })

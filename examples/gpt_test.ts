@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { dispose, getBackend, init, type Tensor, tensor } from "@flashtape/flashtape";
@@ -98,4 +98,22 @@ Deno.test("readOptions() refuses what it does not know, and names what an option
       [["--wide"], /--wide/],
     ] as const
   ) assert.throws(() => readOptions(args), (error) => error instanceof UsageError && message.test(error.message));
+});
+
+Deno.test("a checkpoint that cannot be written is refused before anything is trained", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "flashtape-")), program = new URL("./gpt.ts", import.meta.url).pathname;
+  try {
+    await writeFile(join(folder, "file"), "");
+    for (const [file, says] of [[folder, /it is a folder/], [join(folder, "file", "gpt"), /not a directory|exists/]]) {
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: ["run", "--quiet", "--allow-all", program, "--backend", "cpu", "--file", file as string],
+      }).output();
+      const said = new TextDecoder().decode(stderr);
+      assert.equal(code, 2, said);
+      assert.ok(said.startsWith(`--file: cannot write "${file}": `) && (says as RegExp).test(said), said);
+      assert.equal(stdout.length, 0);
+    }
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });

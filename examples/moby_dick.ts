@@ -4,7 +4,7 @@
  *
  *     deno task demo --minutes 2
  */
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
@@ -27,6 +27,7 @@ import {
   write,
 } from "./byte_model.ts";
 import { svg } from "./curve.ts";
+import { prepareFolder } from "./folder.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno task demo [options]
@@ -245,14 +246,6 @@ async function train(trainer: Trainer, windows: Tensor, { minutes, steps }: Opti
   show(true);
   bar.end();
   return { best, curve, bytesPerSecond };
-}
-
-/** Makes the folder and finds out, before any work is done, whether it can be written to. */
-async function prepareFolder(out: string): Promise<void> {
-  const probe = join(out, ".writable");
-  await mkdir(out, { recursive: true });
-  await writeFile(probe, "");
-  await rm(probe);
 }
 
 /** Writes model, config and loss curve. */
