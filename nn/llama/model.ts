@@ -191,6 +191,7 @@ function backbone(
   if (ids.rank !== 2 || ids.dtype !== "i32") {
     throw new ShapeError("llama", `ids are i32 [B, S], got ${ids.dtype} ${show(ids.shape)}`);
   }
+  if (ids.size === 0) throw new ShapeError("llama", `ids have no token: [B, S] is ${show(ids.shape)}`);
   expectParams(params, config);
   const [batch, count] = ids.shape, past = cache?.lengths ?? cache?.length ?? 0;
   const length = typeof past === "number" ? past + count : cache!.capacity;

@@ -358,6 +358,9 @@ test("parameters or inputs that do not fit are refused by name", () => {
     /is \[1,2\], the config says \[24\]/,
   );
   assert.throws(() => llama.forward(params, small, tensor([1, 2], { dtype: "i32" })), /ids are i32 \[B, S\]/);
+  const none = tensor([], { shape: [1, 0], dtype: "i32" });
+  assert.throws(() => llama.forward(params, small, none), /ids have no token: \[B, S\] is \[1,0\]/);
+  assert.throws(() => llama.loss(params, small, none, none), /ids have no token/);
   assert.throws(() => llama.forward(params, small, tensor([[1, 61]], { dtype: "i32" })), /index 61 is outside/);
   assert.throws(() => llama.forward(params, { ...small, max_position_embeddings: 1 }, ids), /2 tokens are more than/);
   assert.throws(() => llama.loss(params, small, ids, tensor([1, 2], { dtype: "i32" })), /labels \[2\]/);
