@@ -32,7 +32,7 @@ interface Point {
 
 /** What a row is a point of. */
 export function seriesOf({ labels: { algorithm, heads, kvHeads } }: Row): string {
-  return heads === kvHeads ? String(algorithm) : `${algorithm}, ${kvHeads} KV heads`;
+  return heads === kvHeads ? String(algorithm) : `${algorithm}, ${kvHeads} KV ${kvHeads === 1 ? "head" : "heads"}`;
 }
 
 function pointsOf({ rows }: Result): Point[] {
@@ -73,7 +73,7 @@ function axisOf(values: readonly number[], kind: "decimal" | "binary"): { domain
 
 /** Grouped heads often take as long and as much as all heads: their line is broad and lies below. */
 function isGrouped({ series }: Point): boolean {
-  return series.includes("KV heads");
+  return series.includes(" KV ");
 }
 
 interface PanelOptions {
@@ -118,12 +118,16 @@ function panel({ title, points, field, axis, label, kind, series, theme, width =
     const last = measured.filter((point) => point.series === name).at(-1);
     return mine.length === 0 ? [] : [...last === undefined ? [] : [last], ...mine];
   });
-  const { paper } = looks[theme];
+  const { paper, ink } = looks[theme];
   return {
-    title: { text: title, fontSize: 13, anchor: "start", frame: "group", offset: 12 },
     width,
     height,
     layer: [
+      {
+        // A mark and no title: titles keep away from the axis's labels, and those of a row would not be level.
+        data: { values: [{}] },
+        mark: { type: "text", text: title, x: 0, y: -20, align: "left", fontSize: 13, fontWeight: "bold", color: ink },
+      },
       {
         data: { values: bridges },
         mark: { type: "line", strokeDash: [4, 4], strokeWidth: 1.5 },
@@ -201,10 +205,8 @@ function caption(result: Result): string[] {
   const counts = result.rows.flatMap(({ ms }) => ms === null ? [] : [ms.each.length]);
   const calls = counts.length === 0 ? "" : `, medians of ${range(counts)} calls`;
   const sizes = `batch ${batch}, ${heads} heads of ${headDim}, ${dtype}, ${causal ? "causal" : "not causal"}`;
-  return [
-    sizes,
-    `${deviceLine(result)}, ${result.date.slice(0, 10)}; ${clocks.join(" and ").replace("gpu", "GPU")}${calls}`,
-  ];
+  const when = [result.date.slice(0, 10), ...clocks.length > 0 ? [clocks.join(" and ").replace("gpu", "GPU")] : []];
+  return [sizes, deviceLine(result), `${when.join("; ")}${calls}`];
 }
 
 /** @param memoryOf the passes whose memory is shown: what did not fit is hollow there */
