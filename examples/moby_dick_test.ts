@@ -88,6 +88,7 @@ Deno.test("readOptions() knows the flags and their defaults", () => {
     steps: undefined,
     size: "auto",
     backend: "auto",
+    provider: "deno",
     seed: 0,
     out: "out",
   });
@@ -98,6 +99,7 @@ Deno.test("readOptions() knows the flags and their defaults", () => {
       steps: 7,
       size: "small",
       backend: "cpu",
+      provider: "deno",
       seed: 3,
       out: "out",
     },
@@ -109,6 +111,7 @@ Deno.test("readOptions() knows the flags and their defaults", () => {
     ["--seed", "-1"],
     ["--seed", ""],
     ["--backend", "gpu"],
+    ["--provider", "chrome"],
     ["--size", "huge"],
     [
       "--out",

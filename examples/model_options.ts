@@ -2,8 +2,9 @@
 import { basename, resolve } from "node:path";
 import process from "node:process";
 import { parseArgs, type ParseArgsConfig } from "node:util";
-import { type Backend, FlashtapeError, init } from "@flashtape/flashtape";
+import { type Backend, FlashtapeError } from "@flashtape/flashtape";
 import { type GenerateOptions, llama } from "@flashtape/flashtape/nn";
+import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 /** A mistake in what was asked for. */
@@ -12,6 +13,7 @@ export class UsageError extends Error {}
 /** Flags that every one of the programs has, and those of them that draw tokens. */
 export const modelFlags = {
   backend: { type: "string" },
+  provider: { type: "string" },
   dtype: { type: "string" },
   help: { type: "boolean" },
   "no-setup": { type: "boolean" },
@@ -32,8 +34,7 @@ export const samplingFlags = {
 
 /** What {@linkcode modelFlags} do, for a program's help. */
 export const modelUsage = `  --dtype T               f32, f16 or bf16; the checkpoint's own when not given
-  --backend B             auto, webgpu or cpu; auto when not given
-  --no-setup              do not install a software adapter where there is none
+${deviceUsage(26)}  --no-setup              do not install a software adapter where there is none
   --help                  this text
 `;
 
@@ -132,9 +133,8 @@ export interface Opened {
 }
 
 /** Which model to open, and how. */
-export interface OpenOptions {
+export interface OpenOptions extends DeviceOptions {
   readonly dir: string;
-  readonly backend: "auto" | "webgpu" | "cpu";
   readonly dtype: "f32" | "f16" | "bf16" | undefined;
 }
 
@@ -149,14 +149,15 @@ export function openOptionsOf(values: Values, positionals: readonly string[]): O
   }
   return {
     dir: positionals[0],
-    backend: choiceOf(values, "backend", ["auto", "webgpu", "cpu"]) ?? "auto",
+    backend: choiceOf(values, "backend", backends) ?? "auto",
+    provider: choiceOf(values, "provider", providers) ?? "deno",
     dtype: choiceOf(values, "dtype", ["f32", "f16", "bf16"]),
   };
 }
 
 /** Opens the device and the model, with a progress line on standard error. */
-export async function openModel({ dir, backend: wanted, dtype }: OpenOptions): Promise<Opened> {
-  const backend = await init({ backend: wanted });
+export async function openModel({ dir, dtype, ...device }: OpenOptions): Promise<Opened> {
+  const backend = await openDevice(device);
   const begin = performance.now(), bar = new ProgressLine(process.stderr);
   const model = await llama.load(dir, {
     dtype,

@@ -8,7 +8,8 @@
  *   none otherwise ──▶ --require-gpu: say what would help, exit 1
  *                  └▶ else: say that the CPU takes over, run COMMAND
  *
- * `--no-setup` may stand anywhere, so `deno task demo --no-setup` works; it is not passed on.
+ * `--no-setup` may stand anywhere, so `deno task demo --no-setup` works; it is not passed on. A program that is told
+ * `--provider dawn` may load native modules, as Dawn is one; others may not.
  */
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -33,8 +34,10 @@ export type Options = { requireGpu: boolean; noSetup: boolean; command: string[]
 /** Splits the arguments: our own flags before the command, `--no-setup` from wherever it stands. */
 export function parseArguments(args: string[]): Options {
   const rest = args.filter((argument) => argument !== "--no-setup");
-  const requireGpu = rest[0] === "--require-gpu";
-  return { requireGpu, noSetup: rest.length < args.length, command: requireGpu ? rest.slice(1) : rest };
+  const requireGpu = rest[0] === "--require-gpu", command = requireGpu ? rest.slice(1) : rest;
+  const dawn = command.some((x, i) => x === "--provider=dawn" || (x === "dawn" && command[i - 1] === "--provider"));
+  if (dawn && command[0] === "deno" && command[1] === "run") command.splice(2, 0, "--allow-ffi");
+  return { requireGpu, noSetup: rest.length < args.length, command };
 }
 
 /** Installs a software adapter where that is needed and possible. Returns whether the command may run. */

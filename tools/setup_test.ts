@@ -46,6 +46,18 @@ Deno.test("parseArguments() takes --no-setup from wherever it stands and passes 
   });
 });
 
+Deno.test("parseArguments() lets a program load native modules when it is told --provider dawn", () => {
+  const commandOf = (...args: string[]) => parseArguments(args).command;
+  const given = ["deno", "run", "--allow-read", "a.ts"], may = ["deno", "run", "--allow-ffi", "--allow-read", "a.ts"];
+  for (const dawn of [["--provider", "dawn"], ["--provider=dawn"]]) {
+    assert.deepEqual(commandOf(...given, ...dawn), [...may, ...dawn]);
+  }
+  for (const other of [["--provider", "deno"], ["dawn"], ["--text", "dawn", "--provider"]]) {
+    assert.deepEqual(commandOf(...given, ...other), [...given, ...other]);
+  }
+  assert.deepEqual(commandOf("deno", "test", "--provider=dawn"), ["deno", "test", "--provider=dawn"]);
+});
+
 Deno.test("setUp() is silent and changes nothing where there is an adapter", async () => {
   const { host, said, installed } = machine({ adapters: ["a card"] });
   assert.equal(await setUp(host, test), true);
