@@ -152,7 +152,7 @@ export function multiplyJoined(
     ...{ gated, offsetR: residual?.offset },
   };
   const plan = planMatmul(capabilities, problem);
-  if (plan.choice.kind !== "matrix" || !gated && !plan.packs.some(({ operand }) => operand === "b")) return false;
+  if (plan.choice.kind !== "matrix") return false;
   const bound = boundLeft(x, plan);
   if (bound === null) return multiplyJoined(call, x.norm!.whole(), weights, y, options);
   dispatchPlan(call, [bound, weights, y], problem, plan, residual);

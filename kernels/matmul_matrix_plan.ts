@@ -119,14 +119,16 @@ function whole(v: MatmulView, adjacent: number): boolean {
 }
 
 /**
- * What happens to an operand first: nothing, where it is f16 in whole vectors; packing in its own layout, where rows lie
- * side by side in whole vectors; packing along k.
+ * What happens to an operand first: nothing, where it is f16 in whole vectors, and in one buffer or gated; packing in its own
+ * layout, where rows lie side by side in whole vectors; packing along k.
  */
 type Packing = "none" | "side" | "along";
 
-function packings({ m, n, k, a, b }: MatmulProblem): { a: Packing; b: Packing } {
-  const of = (v: MatmulView, alongK: boolean, rows: number): Packing =>
-    !whole(v, alongK ? k : rows) ? "along" : v.dtype === "f16" ? "none" : alongK ? "along" : "side";
+function packings({ m, n, k, a, b, gated }: MatmulProblem): { a: Packing; b: Packing } {
+  const of = (v: MatmulView, alongK: boolean, rows: number): Packing => {
+    if (!whole(v, alongK ? k : rows) || v.below !== undefined && !gated) return "along";
+    return v.dtype === "f16" ? "none" : alongK ? "along" : "side";
+  };
   return { a: of(a, !a.transposed, m), b: of(b, b.transposed, n) };
 }
 
