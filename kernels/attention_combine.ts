@@ -11,7 +11,9 @@ import {
   type AttentionOperand,
   type AttentionPlan,
   denseOperand,
+  endSoftmax,
   floor,
+  lseBits,
   masked,
   operandName,
   operandReader,
@@ -72,17 +74,6 @@ ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}`;
 }
 
-/** Declares `highest`, `total` and `by` from `top` and `sum`, the sum of all parts; sinks come in here. */
-function whole(sinks: boolean): string {
-  return sinks
-    ? `let sink = sinks[h] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
-  let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f); let by = select(0.0f, drop / total, total > 0.0f);`
-    : "let highest = top; let total = sum; let by = select(0.0f, 1.0f / total, total > 0.0f);";
-}
-
-const writeLse =
-  "lse[at] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);";
-
 function aThread(params: AttentionCombineParams): string {
   const { valueDim, sinks } = params, size4 = Math.ceil(valueDim / 4);
   return `${preamble(params)}
@@ -100,9 +91,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     top = next; sum = sum * f + p;
     y = fma(vec4f(p), partOut_at((n * u.rows + row) * ${unitsOf(params)}u, d4), y * f);
   }
-  ${whole(sinks)}
+  ${endSoftmax({ sinks, dropout: false }, "top", "sum")}
   out_put(row * ${valueDim}u, d4, y * by);
-  if (d4 == 0u) { ${writeLse} }
+  if (d4 == 0u) { lse[at] = ${lseBits}; }
 }`;
 }
 
@@ -141,7 +132,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   for (var n = 0u; n < ${groups}u; n++) { top = max(top, state[n].x); }
   for (var n = 0u; n < ${groups}u; n++) { sum += state[n].y * exp2(state[n].x - top); }
   let f = exp2(m - top);
-  ${whole(sinks)}
+  ${endSoftmax({ sinks, dropout: false }, "top", "sum")}
   ${
     each(count, (e) =>
       `outs[li] = o${e} * f;
@@ -153,7 +144,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
   workgroupBarrier();`).join("\n")
   }
-  if (li == 0u) { ${writeLse} }
+  if (li == 0u) { lse[at] = ${lseBits}; }
 }`;
 }
 

@@ -134,6 +134,27 @@ export function tileOf(tx: number, ty: number, rows: number, columns: number, de
   return { tx, ty, rows, columns, depth };
 }
 
+/**
+ * Declares what ends the softmax of a row whose maximum and sum of powers are `top` and `sum`, sinks included: `by`, the factor of
+ * its results, and `highest` and `total`, which `lseBits` takes. A row that sees no key has 0 and −∞.
+ */
+export function endSoftmax(
+  { sinks, dropout }: Pick<AttentionFeatures, "sinks" | "dropout">,
+  top: string,
+  sum: string,
+): string {
+  const kept = dropout ? "u.keepScale" : "1.0f";
+  if (!sinks) {
+    return `let highest = ${top}; let total = ${sum}; let by = select(0.0f, ${kept} / total, total > 0.0f);`;
+  }
+  return `let sink = sinks[h] * 1.4426950408889634f; let highest = max(${top}, sink); let drop = exp2(${top} - highest);
+    let total = select(0.0f, ${sum} * drop + exp2(sink - highest), ${sum} > 0.0f);
+    let by = select(0.0f, drop * ${kept} / total, total > 0.0f);`;
+}
+
+/** The bits of a row's lse, after `endSoftmax`. */
+export const lseBits = "select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f)";
+
 /** Number of threads of a tile. */
 export function threads({ tx, ty }: AttentionTile): number {
   return tx * ty;

@@ -37,8 +37,10 @@ import {
   type AttentionShape,
   type AttentionStorage,
   denseOperand,
+  endSoftmax,
   floor,
   isEven,
+  lseBits,
   masked,
   operandName,
   operandOf,
@@ -314,12 +316,6 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   function finish(first: number): string {
     const place = split ? "part * u.batch * sq + outRow + i" : "outRow + i";
     const lsePlace = `(${split ? "part * u.batch + b" : "b"}) * u.heads * sq + h * sq + i`;
-    const keep = features.dropout ? "u.keepScale" : "1.0f";
-    const whole = features.sinks
-      ? `let sink = sinks[h] * 1.4426950408889634f; let highest = max(top, sink); let drop = exp2(top - highest);
-      let total = select(0.0f, sum * drop + exp2(sink - highest), sum > 0.0f);
-      let by = select(0.0f, drop * ${keep} / total, total > 0.0f);`
-      : `let highest = top; let total = sum; let by = select(0.0f, ${keep} / total, total > 0.0f);`;
     const width = lanes * valuePieces;
     return `for (var x = li; x < ${atOnce * width}u; x += ${all}u) {
       let r = ${first}u + x / ${width}u; let row = firstRow + r;
@@ -333,12 +329,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
           sum = fma(one.y, f, sum);
           y = fma(outs[((r - ${first}u) * ${valuePieces}u + e) * ${all}u + n * ${lanes}u + lane], vec4f(f), y);
         }
-        ${whole}
+        ${endSoftmax(features, "top", "sum")}
         out_put(((${place}) * u.heads + h) * ${valueDim}u, ${
       v.unit === 8 ? `2u * (lane + (e >> 1u) * ${lanes}u) + (e & 1u)` : `lane + e * ${lanes}u`
     }, y * by);
         if (x % ${width}u == 0u) {
-          lse[${lsePlace}] = select(0xff800000u, bitcast<u32>((highest + log2(total)) * 0.6931471805599453f), total > 0.0f);
+          lse[${lsePlace}] = ${lseBits};
         }
       }
     }`;

@@ -42,8 +42,10 @@ import {
   type AttentionStorage,
   type AttentionTile,
   denseOperand,
+  endSoftmax,
   fits,
   floor,
+  lseBits,
   masked,
   operandName,
   operandOf,
@@ -217,17 +219,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     perRow((r) =>
       [
         `if (${row(r)} < sq) {`,
-        features.sinks
-          ? `let sink = sinks[h] * 1.4426950408889634f; let top = max(m${r}, sink); let drop = exp2(m${r} - top);
-          let sum = select(0.0f, l${r} * drop + exp2(sink - top), l${r} > 0.0f);
-          let by = select(0.0f, drop${features.dropout ? " * u.keepScale" : ""} / sum, sum > 0.0f);`
-          : `let top = m${r}; let sum = l${r};
-          let by = select(0.0f, ${features.dropout ? "u.keepScale" : "1.0f"} / sum, sum > 0.0f);`,
+        endSoftmax(features, `m${r}`, `l${r}`),
         `let at = ((outRow${parts > 1 ? " + part * u.batch * u.sq" : ""} + ${row(r)}) * u.heads + h) * ${valueDim}u;`,
         ...each(outs, (e) => `out_put(at, tx + ${e * tx}u, o${r}_${e} * by);`),
         `if (tx == 0u) { lse[lseAt${parts > 1 ? " + part * u.batch * u.heads * u.sq" : ""} + ${
           row(r)
-        }] = select(0xff800000u, bitcast<u32>((top + log2(sum)) * 0.6931471805599453f), sum > 0.0f); }`,
+        }] = ${lseBits}; }`,
         "}",
       ].join("\n")
     )

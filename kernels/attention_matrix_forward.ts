@@ -45,7 +45,9 @@ import {
   type AttentionOperands,
   type AttentionPlan,
   type AttentionShape,
+  endSoftmax,
   floor,
+  lseBits,
   masked,
   operandName,
   operandType,
@@ -274,18 +276,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     if (keyFrom < keyTo) { ${takeKeys.load("keyFrom")} }
   }
   ${joinRow(tile, "sum", (a, b) => `${a} + ${b}`)}
-  ${
-    features.sinks
-      ? `let sink = sinks[h] * 1.4426950408889634f; let last = max(top, sink); let lower = exp2(top - last);
-  let whole = select(0.0f, sum * lower + exp2(sink - last), sum > 0.0f);
-  let by = select(0.0f, lower${features.dropout ? " * u.keepScale" : ""} / whole, whole > 0.0f);`
-      : `let last = top; let whole = sum;
-  let by = select(0.0f, ${features.dropout ? "u.keepScale" : "1.0f"} / whole, whole > 0.0f);`
-  }
+  ${endSoftmax(features, "top", "sum")}
   if (part == 0u) {
     factors[row] = by;
     if (i < sq) {
-      lse[lseAt + i] = select(0xff800000u, bitcast<u32>((last + log2(whole)) * 0.6931471805599453f), whole > 0.0f);
+      lse[lseAt + i] = ${lseBits};
     }
   }
   ${

@@ -18,7 +18,16 @@ import { decodeAttentionInputs, type DecodeAttentionParams, decodeAttentionParts
 import { sizeOf } from "../tensor/shape.ts";
 import { attentionCombine, pickAttentionCombine, planAttentionCombine } from "./attention_combine.ts";
 import { lowerCacheAttention } from "./attention_cache_lowering.ts";
-import { type AttentionStorage, denseOperand, floor, masked, unpack4 } from "./attention_common.ts";
+import {
+  type AttentionStorage,
+  denseOperand,
+  endSoftmax,
+  floor,
+  lseBits,
+  masked,
+  plainAttention,
+  unpack4,
+} from "./attention_common.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import { mathFunctions } from "./math.ts";
@@ -212,12 +221,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
       y = fma(outs[at * ${size / 4}u + d4], vec4f(f), y);
     }
     let row = (part * u.batch + b) * heads + g * ${group}u + r;
-    out[row * ${size / 4}u + d4] = y * select(0.0f, 1.0f / sum, sum > 0.0f);
-    ${
-    split
-      ? "if (d4 == 0u) { lse[row] = select(0xff800000u, bitcast<u32>((top + log2(sum)) * 0.6931471805599453f), sum > 0.0f); }"
-      : ""
-  }
+    ${endSoftmax(plainAttention, "top", "sum")}
+    out[row * ${size / 4}u + d4] = y * by;
+    ${split ? `if (d4 == 0u) { lse[row] = ${lseBits}; }` : ""}
   }
 }`;
 }
