@@ -11,7 +11,6 @@ import { FlashtapeError, UnsupportedError } from "@flashtape/flashtape";
 import { generate } from "@flashtape/flashtape/nn";
 import { Conversation } from "./conversation.ts";
 import {
-  breathe,
   contextOf,
   describe,
   endsOf,
@@ -22,7 +21,6 @@ import {
   openModel,
   type OpenOptions,
   openOptionsOf,
-  parseFlags,
   printable,
   runProgram,
   type Sampling,
@@ -30,6 +28,7 @@ import {
   samplingOf,
   samplingUsage,
 } from "./model_options.ts";
+import { breathe, parseFlags } from "./program.ts";
 
 const usage = `deno task chat DIR [options]
 

@@ -3,7 +3,8 @@ import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readOptions } from "./chat.ts";
-import { printable, UsageError } from "./model_options.ts";
+import { printable } from "./model_options.ts";
+import { UsageError } from "./program.ts";
 
 const program = new URL("./chat.ts", import.meta.url).pathname;
 const fixture = new URL("../nn/fixtures/llama-a", import.meta.url).pathname;

@@ -1,10 +1,11 @@
 /** Which device the programs run on, as their flags say it. */
 import { type Backend, init } from "@flashtape/flashtape";
+import { choiceOf, type FlagValues } from "./program.ts";
 
 /** What `--backend` may be, the usual one first. */
-export const backends = ["auto", "webgpu", "cpu"] as const;
+const backends = ["auto", "webgpu", "cpu"] as const;
 /** What `--provider` may be, the usual one first. */
-export const providers = ["deno", "dawn"] as const;
+const providers = ["deno", "dawn"] as const;
 
 /** The device that was asked for. */
 export interface DeviceOptions {
@@ -23,6 +24,17 @@ export function deviceUsage(column: number): string {
     ["  --provider P", "whose WebGPU: deno, or dawn, which has f16 and bf16 on a card's matrix units;"],
     ["", "deno when not given"],
   ].map(([flag, meaning]) => `${flag.padEnd(column)}${meaning}\n`).join("");
+}
+
+/**
+ * What the two flags say.
+ * @throws {UsageError} for a value that a flag cannot have
+ */
+export function deviceOf(values: FlagValues): DeviceOptions {
+  return {
+    backend: choiceOf(values, "backend", backends) ?? backends[0],
+    provider: choiceOf(values, "provider", providers) ?? providers[0],
+  };
 }
 
 /**

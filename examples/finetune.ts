@@ -28,22 +28,17 @@ import {
 import { adamw, type AdamwState, clipGradNorm, cosineSchedule, llama } from "@flashtape/flashtape/nn";
 import { prepareFolder } from "./folder.ts";
 import {
-  breathe,
-  choiceOf,
   contextOf,
   describe,
   interruptible,
-  isCount,
   modelFlags,
   modelUsage,
-  numberOf,
   openModel,
   type OpenOptions,
   openOptionsOf,
-  parseFlags,
   runProgram,
-  UsageError,
 } from "./model_options.ts";
+import { breathe, choiceOf, isCount, numberOf, parseFlags, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno task finetune DIR TEXT --out OUT [options]

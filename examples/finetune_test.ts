@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { dispose, init, tensor } from "@flashtape/flashtape";
 import { llama } from "@flashtape/flashtape/nn";
 import { evaluate, readOptions, train } from "./finetune.ts";
-import { UsageError } from "./model_options.ts";
+import { UsageError } from "./program.ts";
 
 const fixture = new URL("../nn/fixtures/llama-a", import.meta.url).pathname;
 const text = "Call me Ishmael. Some years ago, never mind how long precisely, I went to sea. ".repeat(20);

@@ -8,7 +8,6 @@ import process from "node:process";
 import { text as readAll } from "node:stream/consumers";
 import { generate } from "@flashtape/flashtape/nn";
 import {
-  breathe,
   contextOf,
   endsOf,
   interruptible,
@@ -17,15 +16,14 @@ import {
   openModel,
   type OpenOptions,
   openOptionsOf,
-  parseFlags,
   printable,
   runProgram,
   type Sampling,
   samplingFlags,
   samplingOf,
   samplingUsage,
-  UsageError,
 } from "./model_options.ts";
+import { breathe, parseFlags, UsageError } from "./program.ts";
 
 const usage = `deno task generate DIR [options]
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { generate, llama } from "@flashtape/flashtape/nn";
 import { readOptions, type Result } from "./generate.ts";
-import { UsageError } from "./model_options.ts";
+import { UsageError } from "./program.ts";
 
 const program = new URL("./generate.ts", import.meta.url).pathname;
 const fixture = new URL("../nn/fixtures/llama-a", import.meta.url).pathname;

@@ -10,11 +10,11 @@ import { Buffer } from "node:buffer";
 import { readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
-import { FlashtapeError, type Tensor, tensor } from "@flashtape/flashtape";
-import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
+import { type Tensor, tensor } from "@flashtape/flashtape";
+import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
 import { type GptConfig, Training, windowsOf } from "./gpt_model.ts";
+import { choiceOf, endAs, isCount, isSeed, numberOf, parseFlags, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno run -A examples/gpt.ts [options]
@@ -33,9 +33,6 @@ const usage = `deno run -A examples/gpt.ts [options]
 ${deviceUsage(23)}  --help               this text
 `;
 
-/** A mistake in what was asked for. */
-export class UsageError extends Error {}
-
 /** What was asked for. */
 export interface Options extends DeviceOptions {
   readonly text: string | undefined;
@@ -52,63 +49,40 @@ export interface Options extends DeviceOptions {
  */
 export function readOptions(args: readonly string[]): Options | "help" {
   const value = { type: "string" } as const, flag = { type: "boolean" } as const;
-  const parse = () =>
-    parseArgs({
-      args: [...args],
-      options: {
-        text: value,
-        file: value,
-        resume: flag,
-        steps: value,
-        every: value,
-        layers: value,
-        heads: value,
-        width: value,
-        context: value,
-        batch: value,
-        "learning-rate": value,
-        dropout: value,
-        dtype: value,
-        checkpoint: flag,
-        seed: value,
-        backend: value,
-        provider: value,
-        help: flag,
-      },
-    }).values;
-  let given: ReturnType<typeof parse>;
-  try {
-    given = parse();
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
+  const { values: given } = parseFlags(args, {
+    text: value,
+    file: value,
+    resume: flag,
+    steps: value,
+    every: value,
+    layers: value,
+    heads: value,
+    width: value,
+    context: value,
+    batch: value,
+    "learning-rate": value,
+    dropout: value,
+    dtype: value,
+    checkpoint: flag,
+    seed: value,
+    backend: value,
+    provider: value,
+    help: flag,
+  }, false);
   if (given.help) return "help";
-  const number = (name: keyof typeof given, otherwise: number, good: (n: number) => boolean, what: string): number => {
-    const text = given[name];
-    if (text === undefined) return otherwise;
-    const n = String(text).trim() === "" ? NaN : Number(text);
-    if (!good(n)) throw new UsageError(`--${name} is ${what}, got "${text}"`);
-    return n;
-  };
-  const count = (name: keyof typeof given, otherwise: number) =>
-    number(name, otherwise, (n) => Number.isSafeInteger(n) && n > 0, "a whole number above 0");
-  const choice = <T extends string>(name: "dtype" | "backend" | "provider", choices: readonly [T, ...T[]]): T => {
-    const text = given[name] ?? choices[0], found = choices.find((c) => c === text);
-    if (found === undefined) throw new UsageError(`--${name} is one of ${choices.join(", ")}, got "${text}"`);
-    return found;
-  };
-  const steps = given.steps === undefined ? undefined : count("steps", 0);
+  const count = (name: keyof typeof given) => numberOf(given, name, isCount, "a whole number above 0");
+  const steps = count("steps");
   const config: GptConfig = {
-    layers: count("layers", 6),
-    heads: count("heads", 6),
-    width: count("width", 192),
-    context: count("context", 256),
-    batch: count("batch", 32),
-    dropout: number("dropout", 0.1, (n) => n >= 0 && n < 1, "at least 0 and below 1"),
-    learningRate: number("learning-rate", 1e-3, (n) => n > 0 && n < Infinity, "a number above 0"),
+    layers: count("layers") ?? 6,
+    heads: count("heads") ?? 6,
+    width: count("width") ?? 192,
+    context: count("context") ?? 256,
+    batch: count("batch") ?? 32,
+    dropout: numberOf(given, "dropout", (n) => n >= 0 && n < 1, "at least 0 and below 1") ?? 0.1,
+    learningRate: numberOf(given, "learning-rate", (n) => n > 0 && n < Infinity, "a number above 0") ?? 1e-3,
     steps: steps ?? 2000,
-    seed: number("seed", 0, (n) => Number.isSafeInteger(n) && n >= 0, "a whole number from 0"),
-    dtype: choice("dtype", ["f32", "bf16", "f16"]),
+    seed: numberOf(given, "seed", isSeed, "a whole number from 0") ?? 0,
+    dtype: choiceOf(given, "dtype", ["f32", "bf16", "f16"]) ?? "f32",
     checkpoint: given.checkpoint ?? false,
   };
   if (config.width % (8 * config.heads) !== 0) {
@@ -119,9 +93,8 @@ export function readOptions(args: readonly string[]): Options | "help" {
     file: given.file ?? "out/gpt.safetensors",
     resume: given.resume ?? false,
     steps,
-    every: count("every", 250),
-    backend: choice("backend", backends),
-    provider: choice("provider", providers),
+    every: count("every") ?? 250,
+    ...deviceOf(given),
     config,
   };
 }
@@ -238,13 +211,10 @@ async function run(
 }
 
 if (import.meta.main) {
-  try {
+  await endAs(() => {
     const options = readOptions(process.argv.slice(2));
-    if (options === "help") console.log(usage);
-    process.exit(options === "help" ? 0 : await main(options));
-  } catch (error) {
-    if (!(error instanceof UsageError || error instanceof FlashtapeError)) throw error;
-    console.error(error instanceof UsageError ? `${error.message}\n\n${usage}` : error.message);
-    process.exit(error instanceof UsageError ? 2 : 1);
-  }
+    if (options !== "help") return main(options);
+    console.log(usage);
+    return 0;
+  }, usage);
 }

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { dispose, getBackend, init, type Tensor, tensor } from "@flashtape/flashtape";
 import { safetensors } from "@flashtape/flashtape/nn";
-import { readOptions, UsageError } from "./gpt.ts";
+import { readOptions } from "./gpt.ts";
+import { UsageError } from "./program.ts";
 import { type GptConfig, Training, windowsOf } from "./gpt_model.ts";
 
 await init();

