@@ -62,7 +62,7 @@ import {
 } from "./attention_common.ts";
 import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
 import { type AttentionOrder, gridOf, pickParts } from "./attention_parts.ts";
-import { fewRows, rowsPerGroup } from "./attention_rows.ts";
+import { isFew, rowsPerGroup } from "./attention_rows.ts";
 import {
   attentionKernel,
   type AttentionSettings,
@@ -215,7 +215,7 @@ export function pickAttentionBackward(
   // Where there are registers to spare, since few workgroups are there to hide behind one another anyway. With many it
   // costs a tenth: keys 29.8 to 27.4 TFLOP/s for B4 H12 S2048.
   const stepwise = batch * kvHeads * Math.ceil(seqlenK / 64) < 256;
-  const careful = storage.q === "f32" && Math.min(seqlenQ, seqlenK) <= fewRows && seqlenQ < 65536;
+  const careful = storage.q === "f32" && isFew(seqlenQ, seqlenK) && seqlenQ < 65536;
   const common = {
     headDim,
     valueDim,

@@ -74,7 +74,7 @@ import {
   visible,
 } from "./attention_options.ts";
 import { isSoftware, lanesMost, lanesTile, ownRows } from "./attention_lanes.ts";
-import { fewRows } from "./attention_rows.ts";
+import { isFew } from "./attention_rows.ts";
 import { type AttentionOrder, gridOf, locateQueries, partOf, pickParts } from "./attention_parts.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import {
@@ -245,7 +245,7 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
-  const careful = Math.min(seqlenQ, seqlenK) <= fewRows;
+  const careful = isFew(seqlenQ, seqlenK);
   const common = {
     headDim,
     valueDim,

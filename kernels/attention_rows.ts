@@ -85,8 +85,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 /** log₂e to 12 bits. */
 const coarseLog2e = Math.round(Math.LOG2E * 2048) / 2048;
 
-/** Fewest queries, and fewest keys, with which a row's rounded lse is averaged away. */
-export const fewRows = 4;
+/**
+ * Whether a call has so few queries or keys that no other row averages what a row's rounded lse has lost. Beside long
+ * texts, where the norms kernel reads all keys for each row, only with up to 4.
+ */
+export function isFew(seqlenQ: number, seqlenK: number): boolean {
+  return Math.min(seqlenQ, seqlenK) <= (Math.max(seqlenQ, seqlenK) <= 1024 ? 32 : 4);
+}
 
 /** What the norms kernel depends on. */
 export interface AttentionNormsParams extends AttentionOperands {
