@@ -4,6 +4,7 @@
  *
  *   t0 = mul(a, b);  t1 = sigmoid(t0);  y = add(t1, c)      three kernels, two values that go to memory and back
  *   y = fused(a, b, c)                                      one kernel
+ *   t = matmul(x, w);  y = relu(add(t, b))                  one kernel on matrix units, whose store adds and bends
  *
  * Results stay the same to the bit: each step rounds to its dtype, and takes its operands through a zero that the
  * compiler does not know of. It would else multiply and add with one rounding, and make x / x a 1.
@@ -19,6 +20,9 @@ import { computeType, isPacked, roundingFunctions, storageBytes } from "./storag
 
 /** Inputs of a fused kernel, where a device binds so many buffers. */
 const maxInputs = 24;
+
+/** What the steps that a product ends in read beside it, at most. */
+const mostEnding = 4;
 
 interface Elementwise extends Noted {
   readonly elementwise: ElementwiseCall;
@@ -106,6 +110,38 @@ class Group {
     };
   }
 
+  /** The dispatch of a product that ends in these steps; null where its store cannot do them. */
+  end({ kernel: plain, buffers, product, label, workgroups }: Noted, maxBuffers: number): Noted | null {
+    const last = this.#list[this.members.at(-1)!] as Elementwise, target = last.buffers.at(-1)!;
+    const { size, output } = last.elementwise, made = buffers.at(-1)!, { n } = product!;
+    if (size !== product!.size || output !== product!.output) return null;
+    const inputs = this.inputs.map(({ buffer, layout, dtype }) => {
+      const { shape, strides, offset } = layout, still = (d: number) => strides[d] === 0 || shape[d] === 1;
+      if (buffer === made) return isDense(layout) && offset === 0 && dtype === output ? "product" : null;
+      if (shape.every((_, d) => still(d))) return { dtype, at: "one" } as const;
+      if (isDense(layout)) return { dtype, at: "element" } as const;
+      const column = shape.at(-1) === n && strides.at(-1) === 1 && shape.slice(0, -1).every((_, d) => still(d));
+      return column ? { dtype, at: "column" } as const : null;
+    });
+    if (!inputs.every((input) => input !== null)) return null;
+    const others = this.inputs.filter(({ buffer }) => buffer !== made);
+    const reads = [...buffers.slice(0, plain.reads.length), ...others.map(({ buffer }) => buffer)];
+    if (others.length > mostEnding || reads.length >= maxBuffers || reads.includes(target)) return null;
+    const whole = inputs.every((input, i) =>
+      input === "product" || input.at === "one" || this.inputs[i].layout.offset % 4 === 0
+    );
+    const ending = { ...this.#text(output), inputs, vec: n % 4 === 0 && whole ? 4 : 1 } as const;
+    const { kernel, uniforms } = product!.end(ending, others.map(({ layout }) => layout.offset));
+    const more = others.reduce((sum, { layout, dtype }) => sum + distinctBytes(layout, dtype), 0);
+    return {
+      kernel,
+      buffers: [...reads, target],
+      uniforms: kernel.uniforms.map(([id]) => uniforms[id]),
+      workgroups,
+      label: { ...label, kernel: kernel.name, bytes: label.bytes && label.bytes + more },
+    };
+  }
+
   /** The function that computes one element, and a name for it. */
   #text(output: DType): { helpers: string; name: string } {
     const steps = new Map<PooledBuffer, string>();
@@ -164,6 +200,8 @@ function numberOf(text: string): number {
  * A dispatch joins the one that reads its result when nobody else does, both go through the same elements in step, and
  * nothing between them writes what it reads.
  *
+ * Where what is left reads a product that nobody else reads, and whose store can do more, the product's kernel does it.
+ *
  * @param vanishes whether a buffer is for these dispatches alone, so that it need not be written
  */
 export function fuse(
@@ -181,19 +219,30 @@ export function fuse(
       else if (known.at(-1) !== i) known.push(i);
     })
   );
+  /** Whether nothing writes what a dispatch reads before `last` has run. */
+  const stays = (i: number, last: number) =>
+    dispatches[i].buffers.slice(0, dispatches[i].kernel.reads.length).every((x) =>
+      (writers.get(x) ?? []).every((writer) => writer < i || writer > last)
+    );
   /** The dispatch before `last` that can join the members, if there is one. */
   const candidate = (members: readonly number[], last: number, inputs: readonly Input[]): number | undefined => {
     for (const { buffer } of inputs) {
       const [i, ...others] = writers.get(buffer) ?? [];
       if (i === undefined || others.length > 0 || i >= last || !vanishes(buffer)) continue;
-      const { elementwise, kernel, buffers } = dispatches[i];
-      if (elementwise === undefined || !readers.get(buffer)!.every((reader) => members.includes(reader))) continue;
-      const stays = buffers.slice(0, kernel.reads.length).every((x) =>
-        (writers.get(x) ?? []).every((writer) => writer < i || writer > last)
-      );
-      if (stays && Group.of(dispatches, [i, ...members].sort((a, b) => a - b), most) !== null) return i;
+      if (
+        dispatches[i].elementwise === undefined || !readers.get(buffer)!.every((reader) => members.includes(reader))
+      ) continue;
+      if (stays(i, last) && Group.of(dispatches, [i, ...members].sort((a, b) => a - b), most) !== null) return i;
     }
   };
+  /** The product before `last` that a group reads, when nobody else does and its operands stay. */
+  const productOf = ({ members, inputs }: Group, last: number): number | undefined =>
+    inputs.flatMap(({ buffer }) => {
+      const [i, ...others] = writers.get(buffer) ?? [];
+      const alone = i !== undefined && others.length === 0 && i < last && vanishes(buffer) &&
+        dispatches[i].product !== undefined && readers.get(buffer)!.every((reader) => members.includes(reader));
+      return alone && stays(i, last) ? [i] : [];
+    })[0];
   const gone = new Set<number>(), fused = new Map<number, Noted>();
   for (let last = dispatches.length - 1; last >= 0; last--) {
     if (gone.has(last) || dispatches[last].elementwise === undefined) continue;
@@ -203,9 +252,13 @@ export function fuse(
       if (next === undefined) break;
       group = Group.of(dispatches, [next, ...group.members].sort((a, b) => a - b), most);
     }
-    if (group === null || group.members.length === 1) continue;
+    if (group === null) continue;
+    const product = productOf(group, last);
+    const ended = product === undefined ? null : group.end(dispatches[product], maxBuffers);
+    if (ended === null && group.members.length === 1) continue;
     for (const i of group.members) if (i !== last) gone.add(i);
-    fused.set(last, group.dispatch(maxWorkgroups));
+    if (ended !== null) gone.add(product!);
+    fused.set(last, ended ?? group.dispatch(maxWorkgroups));
   }
   return dispatches.flatMap((dispatch, i) => gone.has(i) ? [] : [fused.get(i) ?? dispatch]);
 }

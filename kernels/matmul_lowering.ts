@@ -169,7 +169,8 @@ function dispatchPlan(
   const { kernel, uniforms, workgroups, sum } = plan, operands = packed(call, [a, b], plan);
   const added = residual === undefined ? [] : [residual];
   if (sum === undefined) {
-    return call.dispatch(kernel, [...operands, ...added, y], uniforms, workgroups, costOf(problem));
+    const { n, out } = problem, product = plan.end && { n, size: sizeOf(y.shape), output: out, end: plan.end };
+    return call.dispatch(kernel, [...operands, ...added, y], uniforms, workgroups, { ...costOf(problem), product });
   }
   const parts = call.temporary([plan.scratchBytes / 4], "f32");
   call.dispatch(kernel, [...operands, parts], uniforms, workgroups, costOf(problem));

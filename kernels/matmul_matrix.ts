@@ -34,7 +34,8 @@
  *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
  *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
  *   Built, their speed on a card not measured yet: what is added read where it lies, instead of copied into C before;
- *   silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in turn, instead of a pass after
+ *   silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in turn, instead of a pass after;
+ *   a compiled call's bias and activation in the store (matmul_matrix_ending.ts)
  *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
  *   here, do as well as the whole length baked in.
  *
@@ -47,6 +48,7 @@
  */
 import { each, type Kernel, kernel, type UniformType, wgsl } from "./kernel.ts";
 import { type Added, addedName, type MatmulDType } from "./matmul.ts";
+import { type Ending, endingName, endingReads, endingUniforms } from "./matmul_matrix_ending.ts";
 import { foldUniforms, type MatrixFold } from "./matmul_matrix_fold.ts";
 import { storer, typeOfC } from "./matmul_matrix_store.ts";
 
@@ -106,6 +108,8 @@ export interface MatrixParts {
    * own, `b` and `up`. Columns of the two come in turn, eight by eight: a lane stores those that belong together.
    */
   readonly gate?: "joined" | "apart";
+  /** Steps after the product, which neither a gate nor anything added precedes. */
+  readonly ending?: Ending;
   /** C is folded to what a loss needs of logits, and not stored. */
   readonly fold?: MatrixFold;
 }
@@ -179,13 +183,28 @@ export function stripColumns(tile: MatrixTile, parts: MatrixParts): number {
 /** The kernel of a tile. */
 export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
   const { bm, bn, bk, wm, wn, buffers, unit, lanes } = tile;
-  const { transposedA, transposedB, out, outVec, exactK, inner, adds, scaledA, scaledB, deviceRounds, gate, fold } =
-    parts;
+  const {
+    transposedA,
+    transposedB,
+    out,
+    outVec,
+    exactK,
+    inner,
+    adds,
+    scaledA,
+    scaledB,
+    deviceRounds,
+    gate,
+    ending,
+    fold,
+  } = parts;
   const name = `matmul_matrix_${bm}x${bn}x${bk}_${wm}x${wn}_${buffers}_u${unit.m}x${unit.n}x${unit.k}_s${lanes}_` +
     `${transposedA ? "t" : "n"}${transposedB ? "t" : "n"}_` +
     (fold ? `fold${fold.softcap ? "_cap" : ""}${fold.sum ? "_sum" : ""}` : `${letters[out]}${outVec}`) +
     `${exactK ? "_exact" : ""}${inner > 1 ? `_i${inner}` : ""}${addedName(adds)}` +
-    `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}${gate ? `_gate_${gate}` : ""}`;
+    `${scaledA ? "_sa" : ""}${scaledB ? "_sb" : ""}${deviceRounds ? "_r" : ""}${gate ? `_gate_${gate}` : ""}${
+      ending ? endingName(ending) : ""
+    }`;
   return kernel(name, {
     reads: {
       ...{ a: "vec4u", b: "vec4u" },
@@ -194,9 +213,10 @@ export function matmulMatrix(tile: MatrixTile, parts: MatrixParts): Kernel {
       ...scaledB ? { scale_b: "i32" } : {},
       ...fold ? { labels: "i32" } : {},
       ...adds === "r" ? { r: typeOfC(parts) } : {},
+      ...ending ? endingReads(ending) : {},
     },
     writes: fold ? { c: "vec2f", chosen: "f32", ...fold.sum ? { sums: "f32" } : {} } : { c: typeOfC(parts) },
-    uniforms: fold ? { ...uniforms, ...foldUniforms } : uniforms,
+    uniforms: { ...uniforms, ...fold ? foldUniforms : ending ? endingUniforms(ending) : {} },
     requires: ["f16", "subgroups", "subgroup-matrix"],
   }, () => body(tile, parts));
 }

@@ -10,6 +10,7 @@ import {
   type MatrixTile,
   type MatrixUnit,
 } from "./matmul_matrix.ts";
+import { endingValues } from "./matmul_matrix_ending.ts";
 import type { MatrixFold } from "./matmul_matrix_fold.ts";
 import { mostOfRows, packMatrix, type PackParts, packSide, sideRows } from "./matmul_matrix_pack.ts";
 import {
@@ -319,6 +320,26 @@ export function planMatrix(
   const partial = Math.ceil(batches * m * n / 4) * 4;
   const [a0, a1, a2] = three(a.batchStrides, 0), [b0, b1, b2] = three(b.batchStrides, 0);
   const [, batch1, batch2] = three(batch, 1);
+  const uniforms = {
+    ...{
+      m,
+      n,
+      k,
+      offset_a: a.offset,
+      offset_b: b.offset,
+      stride_a: a.stride,
+      stride_b: b.stride,
+    },
+    ...{ offset_c: splits > 1 ? 0 : offsetC, offset_r: offsetR },
+    offset_up: gated ? packing.b === "none" ? b.below![0].offset : n * b.stride : 0,
+    ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
+  };
+  const ends = splits === 1 && offsetC === 0 && !gated && adds === undefined && fold === undefined;
+  const end: MatmulPlan["end"] = (ending, offsets) => ({
+    // Where f16 becomes f32 again at once, as steps have it, drivers leave out both ways if the device rounds by itself.
+    kernel: matmulMatrix(tile, { ...parts, deviceRounds: false, ending }),
+    uniforms: { ...uniforms, ...endingValues(offsets) },
+  });
   return {
     parts,
     choice: tile,
@@ -326,20 +347,8 @@ export function planMatrix(
     packs,
     kernel: matmulMatrix(tile, parts),
     workgroups: line(workgroups),
-    uniforms: {
-      ...{
-        m,
-        n,
-        k,
-        offset_a: a.offset,
-        offset_b: b.offset,
-        stride_a: a.stride,
-        stride_b: b.stride,
-      },
-      ...{ offset_c: splits > 1 ? 0 : offsetC, offset_r: offsetR },
-      offset_up: gated ? packing.b === "none" ? b.below![0].offset : n * b.stride : 0,
-      ...{ batch1, batch2, a0, a1, a2, b0, b1, b2, tilesM, tilesN, splits, chunk, partial, workgroups },
-    },
+    uniforms,
+    end: ends ? end : undefined,
     scratchBytes: splits > 1 ? partial * splits * 4 : 0,
     sum: splits > 1
       ? {

@@ -3,6 +3,7 @@ import { swigluExpression } from "./gated.ts";
 import { each, wgsl } from "./kernel.ts";
 import { mathFunctions } from "./math.ts";
 import { addedFrom } from "./matmul.ts";
+import { endingText } from "./matmul_matrix_ending.ts";
 import type { MatrixParts } from "./matmul_matrix.ts";
 import { folder } from "./matmul_matrix_fold.ts";
 import { pack2, roundingFunctions } from "./storage.ts";
@@ -18,7 +19,7 @@ export function typeOfC({ out, outVec }: MatrixParts): string {
  * sums of the gate, and those of the same columns of what it gates follow.
  */
 export function storer(
-  { out, outVec, adds, scaledA, scaledB, deviceRounds, gate, fold }: MatrixParts,
+  { out, outVec, adds, scaledA, scaledB, deviceRounds, gate, ending, fold }: MatrixParts,
   columns: number,
 ): string {
   const pair = (w: string) =>
@@ -70,8 +71,10 @@ export function storer(
     scaled ? `times(${sums}, ${[...scaledA ? ["vec4i(ea)"] : [], ...scaledB ? [b] : []].join(" + ")})` : sums;
   const half = (sums: string, b: string) =>
     gate ? `gated(${value(sums, b)}, ${value(`up_${sums}`, `up_${b}`)})` : value(sums, b);
+  const finished = (sums: string, j: number) =>
+    ending ? `ending(${sums}, start - u.offset_c + ${j}u, n + ${j}u)` : sums;
   const values = wgsl`${scaledA ? "let ea = scale_a[scales_a + min(m, u.m - 1u)];" : ""}
-  let low = ${half("v", "eb0")}; let high = ${half("w", "eb1")};`;
+  let low = ${finished(half("v", "eb0"), 0)}; let high = ${finished(half("w", "eb1"), 4)};`;
   const power = scaled
     ? `fn power(e: vec4i) -> vec4f { return bitcast<vec4f>((e + 127) << vec4u(23u)); }
 fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * power(half) * power(e - half); }`
@@ -83,6 +86,7 @@ fn times(v: vec4f, e: vec4i) -> vec4f { let half = e >> vec4u(1u); return v * po
   return wgsl`${roundingFunctions(out, deviceRounds)}
 ${power}
 ${gate ? `${mathFunctions(gated)}\n${gated}` : ""}
+${ending ? endingText(ending, out) : ""}
 fn store(${parameters}) {
   if (m >= u.m || n >= u.n) { return; }
   let start = base + m * u.n + n;${adds ? ` let other = ${addedFrom(adds, "start")};` : ""}

@@ -17,6 +17,7 @@ import {
   matmulTile,
   tileMemory,
 } from "./matmul.ts";
+import type { Endable } from "./matmul_matrix_ending.ts";
 import type { MatrixTile } from "./matmul_matrix.ts";
 import { type PackStep, pickMatrix, planMatrix } from "./matmul_matrix_plan.ts";
 
@@ -104,6 +105,8 @@ export interface MatmulPlan extends MatmulStep {
   readonly splits: number;
   readonly scratchBytes: number;
   readonly sum: MatmulStep | undefined;
+  /** The first step with more in its store, where it writes all of C by itself. */
+  readonly end?: Endable["end"];
 }
 
 /** Sizes of a tile, the TFLOP/s that it reaches, and how many of its workgroups a multiprocessor needs for that. */

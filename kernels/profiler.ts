@@ -8,6 +8,7 @@ import type { DType } from "../tensor/dtype.ts";
 import { type Layout, sizeOf } from "../tensor/shape.ts";
 import type { ElementwiseCall } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
+import type { Endable } from "./matmul_matrix_ending.ts";
 import type { View } from "./lowering.ts";
 import { storageBytes } from "./storage.ts";
 
@@ -16,6 +17,8 @@ import { storageBytes } from "./storage.ts";
  * one, all that it computes.
  */
 export interface Cost extends Partial<ElementwiseCall> {
+  /** That it is a product whose store can do more. */
+  readonly product?: Endable;
   /** Floating-point operations. */
   readonly flops?: number;
   /** The least bytes to move; by default each buffer's elements once, twice where they are replaced in place. */

@@ -6,6 +6,7 @@ import { type Storage, storageOf, type Tensor } from "../tensor/tensor.ts";
 import type { ElementwiseCall } from "./elementwise.ts";
 import type { Kernel } from "./kernel.ts";
 import { PooledBuffer, sizeClass } from "./memory.ts";
+import type { Endable } from "./matmul_matrix_ending.ts";
 import type { Cost, LaunchLabel } from "./profiler.ts";
 
 /** One dispatch as it was noted. */
@@ -19,6 +20,8 @@ export interface Noted {
   readonly label: LaunchLabel;
   /** What it computes, when that is elementwise. */
   readonly elementwise?: ElementwiseCall;
+  /** The product that it is, when its store can do more. */
+  readonly product?: Endable;
 }
 
 /** The dispatches of one call, in order. It stands where a pool, a queue and a profiler stand. */
@@ -35,6 +38,7 @@ export class Tracing {
   readonly #nowhere: GPUBuffer;
   #label: LaunchLabel | null = null;
   #elementwise: ElementwiseCall | undefined;
+  #product: Endable | undefined;
 
   /** @param nowhere any buffer; nothing is bound while recording */
   constructor(nowhere: GPUBuffer) {
@@ -66,6 +70,7 @@ export class Tracing {
   launch(label: LaunchLabel, cost?: Cost): undefined {
     this.#label = label;
     this.#elementwise = cost?.expression === undefined ? undefined : cost as ElementwiseCall;
+    this.#product = cost?.product;
   }
 
   dispatch(
@@ -92,6 +97,7 @@ export class Tracing {
       workgroups: [...workgroups],
       label: this.#label!,
       elementwise: this.#elementwise,
+      product: this.#product,
     });
   }
 
