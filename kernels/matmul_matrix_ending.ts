@@ -49,9 +49,9 @@ export interface Endable {
 const read = ({ inputs }: Ending) => inputs.filter((input) => input !== "product");
 
 /** The end of a kernel's name. */
-export function endingName(ending: Ending): string {
-  const inputs = read(ending).map(({ dtype, at }) => `_${at}_${dtype}`).join("");
-  return `_${ending.name}${inputs}_v${ending.vec}`;
+export function endingName({ name, inputs, vec }: Ending): string {
+  const given = inputs.map((input) => input === "product" ? "_product" : `_${input.at}_${input.dtype}`);
+  return `_${name}${given.join("")}_v${vec}`;
 }
 
 /** What the steps read. */

@@ -63,6 +63,12 @@ Deno.test("a product ends in steps over batches, slices and selections of other 
   isOne(await same(f, x, w, b, c));
 });
 
+Deno.test("a step knows which of its operands the product is", async () => {
+  const [x, w, c] = [on(1, [33, 16], "f16"), on(2, [16, 24], "f16"), on(3, [33, 24], "f16")];
+  isOne(await same((x, w, c) => sub(matmul(x, w), c), x, w, c));
+  isOne(await same((x, w, c) => sub(c, matmul(x, w)), x, w, c));
+});
+
 Deno.test("a product stays by itself where somebody else reads it, or its steps do not go through it in order", async () => {
   const [x, w, b] = [on(1, [40, 16], "f16"), on(2, [40, 16], "f16"), on(3, [40], "f16")];
   const linear = (x: Tensor, w: Tensor) => matmul(x, w, { transposeB: true });
@@ -92,7 +98,7 @@ Deno.test("the text of an ending reads each input where it lies, and its name te
       for (const at of ["element", "column", "one"] as const) {
         const helpers = "fn fused(x0: f32, x1: f32) -> f32 { return x0; }";
         const ending: Ending = { name: "fused1_add", helpers, inputs: ["product", { dtype, at }], vec };
-        names.add(endingName(ending));
+        for (const inputs of [ending.inputs, ending.inputs.toReversed()]) names.add(endingName({ ...ending, inputs }));
         assert.deepEqual([Object.keys(endingReads(ending)), Object.keys(endingUniforms(ending))], [
           ["e0"],
           ["zero", "offset_e0"],
@@ -103,5 +109,5 @@ Deno.test("the text of an ending reads each input where it lies, and its name te
       }
     }
   }
-  assert.equal(names.size, 30);
+  assert.equal(names.size, 60);
 });

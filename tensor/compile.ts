@@ -358,9 +358,9 @@ function freeAll(entries: Entry<unknown>[]): void {
 /**
  * A function whose work is recorded at its first call with each signature and replayed from then on: on a GPU nothing
  * is allocated, bound or planned again, and no tape is kept, so a small model runs as fast as its kernels. Elementwise
- * ops that feed one another run as one kernel, and small calls of one kernel that do not wait for each other, such as the
- * updates of many parameters, go out as one; `recordings` shows their text. Results are those of the plain function, to
- * the bit.
+ * ops that feed one another run as one kernel, or in that of the product on matrix units that they follow; small calls of
+ * one kernel that do not wait for each other, such as the updates of many parameters, go out as one. `recordings` shows
+ * their text. Results are those of the plain function, to the bit.
  *
  * A signature is the form of the arguments, their dtypes, shapes and views, and every host value among them; up to 16
  * are kept, each with buffers of its own. What the function captures from outside (tensors, numbers) is a constant of
