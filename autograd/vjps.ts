@@ -66,6 +66,13 @@ function spread(y: Tensor, shape: Shape, { axes }: Pick<ReduceParams, "axes">): 
   return broadcastTo(reshape(y, reducedShape(shape, { axes, keepDims: true })), shape);
 }
 
+/** e^(x − y) for y = log Σ e^x. In 16 bits y has lost what is small beside it, the same for all shares: they still sum to 1. */
+function sharesOf(x: Tensor, y: Tensor, params: Pick<ReduceParams, "axes">): Tensor {
+  if (x.dtype !== "f16" && x.dtype !== "bf16") return exp(sub(x, spread(y, x.shape, params)));
+  const shares = exp(sub(cast(x, "f32"), cast(spread(y, x.shape, params), "f32")));
+  return cast(div(shares, sum(shares, { axis: [...params.axes], keepDims: true })), x.dtype);
+}
+
 /** Both factors' gradients, each only when wanted. */
 function pair(a: Shape, da: () => Tensor, b: Shape, db: () => Tensor): (() => Tensor)[] {
   return [() => sumTo(da(), a), () => sumTo(db(), b)];
@@ -192,7 +199,7 @@ export const vjps: { readonly [N in OpName]: Vjp<ParamsOfName<N>> } = {
   max: extreme,
   min: extreme,
   logsumexp: ({ inputs: [x], output: y, params }) => (dy) => [
-    mul(spread(dy, x.shape, params), exp(sub(x, spread(y, x.shape, params)))),
+    mul(spread(dy, x.shape, params), sharesOf(x, y, params)),
   ],
   argmax: null,
   argmin: null,

@@ -10,7 +10,8 @@ import { add, cast, div, greater, maximum, mul, pow, sign, square, where } from 
 import { UnsupportedError } from "../tensor/errors.ts";
 import { runAll } from "../tensor/op.ts";
 import { ops } from "../tensor/ops.ts";
-import { argmax, sum, topK } from "../tensor/reduce.ts";
+import { slice } from "../tensor/movement.ts";
+import { argmax, logsumexp, sum, topK } from "../tensor/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { grad } from "./grad.ts";
 import { vjps } from "./vjps.ts";
@@ -94,6 +95,14 @@ Deno.test("a power's derivatives are finite at base 0 and at exponent 0", async 
   await assertClose(da, [0, 0, 12, 0]);
   assert.deepEqual((await db.array() as number[]).slice(0, 2), [0, 0]);
   await assertClose((await db.array() as number[])[3], Math.log(5), { dtype: "f32" });
+});
+
+Deno.test("the gradient of logsumexp() sums to 1 in 16 bits too, whatever its rounded value has lost", async () => {
+  for (const dtype of ["f16", "bf16"] as const) {
+    const x = tensor([[200.5, 200.5], [200.5, -Infinity], [-3, -3]], { dtype, backend: cpu() });
+    await assertClose(grad((x: Tensor) => sum(logsumexp(x, { axis: 1 })))(x), [[0.5, 0.5], [1, 0], [0.5, 0.5]]);
+    await assertClose(grad((x: Tensor) => logsumexp(x))(slice(x, [0, 0], [1, 2])), [[0.5, 0.5]]);
+  }
 });
 
 Deno.test("equal operands share the gradient of maximum(), and where() gives nothing to what it does not pick", async () => {
