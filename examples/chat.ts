@@ -14,6 +14,7 @@ import {
   contextOf,
   describe,
   endsOf,
+  hearInterrupts,
   interruptible,
   modelFlags,
   modelUsage,
@@ -22,13 +23,12 @@ import {
   type OpenOptions,
   openOptionsOf,
   printable,
-  runProgram,
   type Sampling,
   samplingFlags,
   samplingOf,
   samplingUsage,
 } from "./model_options.ts";
-import { breathe, parseFlags } from "./program.ts";
+import { breathe, parseFlags, runProgram } from "./program.ts";
 
 const usage = `deno task chat DIR [options]
 
@@ -179,12 +179,8 @@ async function answer(
   if (text !== "") conversation.add(asked, text);
 }
 
-async function main(args: string[]): Promise<number> {
-  const options = readOptions(args);
-  if (options === "help") {
-    console.log(usage);
-    return 0;
-  }
+async function main(options: Options): Promise<number> {
+  hearInterrupts();
   const desk = process.stdin.isTTY && process.stdout.isTTY ? terminal() : pipe();
   const opened = await openModel(options), { model } = opened, context = contextOf(model);
   if (!model.tokenizer.hasChatTemplate) {
@@ -220,4 +216,4 @@ async function main(args: string[]): Promise<number> {
   }
 }
 
-if (import.meta.main) await runProgram(main, usage);
+if (import.meta.main) await runProgram(readOptions, main, usage);

@@ -30,15 +30,15 @@ import { prepareFolder } from "./folder.ts";
 import {
   contextOf,
   describe,
+  hearInterrupts,
   interruptible,
   modelFlags,
   modelUsage,
   openModel,
   type OpenOptions,
   openOptionsOf,
-  runProgram,
 } from "./model_options.ts";
-import { breathe, choiceOf, isCount, numberOf, parseFlags, UsageError } from "./program.ts";
+import { breathe, choiceOf, isCount, numberOf, parseFlags, runProgram, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno task finetune DIR TEXT --out OUT [options]
@@ -178,12 +178,8 @@ export async function train(
   return { params: now.params, steps: done };
 }
 
-async function main(args: string[]): Promise<number> {
-  const options = readOptions(args);
-  if (options === "help") {
-    console.log(usage);
-    return 0;
-  }
+async function main(options: Options): Promise<number> {
+  hearInterrupts();
   const text = await readFile(options.text, "utf8").catch((cause) => {
     throw new UsageError(`cannot read "${options.text}": ${cause.message}`);
   });
@@ -235,4 +231,4 @@ function dtypeOf({ dtype, torch_dtype }: llama.LlamaConfig): "f32" | "f16" | "bf
   return name === "bfloat16" ? "bf16" : name === "float16" ? "f16" : "f32";
 }
 
-if (import.meta.main) await runProgram(main, usage);
+if (import.meta.main) await runProgram(readOptions, main, usage);

@@ -10,6 +10,7 @@ import { generate } from "@flashtape/flashtape/nn";
 import {
   contextOf,
   endsOf,
+  hearInterrupts,
   interruptible,
   modelFlags,
   modelUsage,
@@ -17,13 +18,12 @@ import {
   type OpenOptions,
   openOptionsOf,
   printable,
-  runProgram,
   type Sampling,
   samplingFlags,
   samplingOf,
   samplingUsage,
 } from "./model_options.ts";
-import { breathe, parseFlags, UsageError } from "./program.ts";
+import { breathe, parseFlags, runProgram, UsageError } from "./program.ts";
 
 const usage = `deno task generate DIR [options]
 
@@ -87,12 +87,8 @@ export function readOptions(args: readonly string[]): Options | "help" {
   };
 }
 
-async function main(args: string[]): Promise<number> {
-  const options = readOptions(args);
-  if (options === "help") {
-    console.log(usage);
-    return 0;
-  }
+async function main(options: Options): Promise<number> {
+  hearInterrupts();
   const { dir, chat, system, json, stop, sampling } = options;
   if (options.prompt === undefined && process.stdin.isTTY) throw new UsageError("give a --prompt, or pipe one in");
   const given = options.prompt ?? (await readAll(process.stdin)).replace(/\r?\n$/, "");
@@ -139,4 +135,4 @@ async function main(args: string[]): Promise<number> {
   return aborted ? 130 : 0;
 }
 
-if (import.meta.main) await runProgram(main, usage);
+if (import.meta.main) await runProgram(readOptions, main, usage);

@@ -14,7 +14,7 @@ import { type Tensor, tensor } from "@flashtape/flashtape";
 import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
 import { type GptConfig, Training, windowsOf } from "./gpt_model.ts";
-import { choiceOf, endAs, isCount, isSeed, numberOf, parseFlags, UsageError } from "./program.ts";
+import { choiceOf, isCount, isSeed, numberOf, parseFlags, runProgram, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno run -A examples/gpt.ts [options]
@@ -210,11 +210,4 @@ async function run(
   bar.end();
 }
 
-if (import.meta.main) {
-  await endAs(() => {
-    const options = readOptions(process.argv.slice(2));
-    if (options !== "help") return main(options);
-    console.log(usage);
-    return 0;
-  }, usage);
-}
+if (import.meta.main) await runProgram(readOptions, main, usage);

@@ -28,7 +28,7 @@ import {
 import { svg } from "./curve.ts";
 import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
 import { prepareFolder } from "./folder.ts";
-import { breathe, choiceOf, endAs, isCount, isSeed, numberOf, parseFlags, UsageError } from "./program.ts";
+import { breathe, choiceOf, isCount, isSeed, numberOf, parseFlags, runProgram, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 const usage = `deno task demo [options]
@@ -339,11 +339,4 @@ async function main(options: Options): Promise<number> {
   return interrupt.at > 0 ? 130 : 0;
 }
 
-if (import.meta.main) {
-  await endAs(() => {
-    const options = readOptions(process.argv.slice(2));
-    if (options !== "help") return main(options);
-    console.log(usage);
-    return 0;
-  }, usage);
-}
+if (import.meta.main) await runProgram(readOptions, main, usage);

@@ -4,7 +4,7 @@ import process from "node:process";
 import type { Backend } from "@flashtape/flashtape";
 import { type GenerateOptions, llama } from "@flashtape/flashtape/nn";
 import { deviceOf, type DeviceOptions, deviceUsage, openDevice } from "./device.ts";
-import { choiceOf, endAs, type FlagValues, isCount, isSeed, numberOf, UsageError } from "./program.ts";
+import { choiceOf, type FlagValues, isCount, isSeed, numberOf, UsageError } from "./program.ts";
 import { duration, ProgressLine, short } from "./progress.ts";
 
 /** Flags that every one of the programs has, and those of them that draw tokens. */
@@ -161,7 +161,8 @@ export async function interruptible<T>(f: (signal: AbortSignal) => Promise<T>): 
   }
 }
 
-function hearInterrupts(): void {
+/** Ends what {@linkcode interruptible} runs at Ctrl-C. */
+export function hearInterrupts(): void {
   process.on("SIGINT", () => {
     const now = performance.now(), again = now - interruptedAt < 500;
     interruptedAt = now;
@@ -169,15 +170,4 @@ function hearInterrupts(): void {
     if (working === null || working.signal.aborted) process.exit(130);
     working.abort();
   });
-}
-
-/** Runs a program that Ctrl-C may interrupt, and ends the process as {@linkcode endAs} does. */
-export function runProgram(main: (args: string[]) => Promise<number>, usage: string): Promise<never> {
-  hearInterrupts();
-  // Who reads our output may stop doing so: `| head`.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code === "EPIPE") process.exit(0);
-    throw error;
-  });
-  return endAs(() => main(process.argv.slice(2)), usage);
 }

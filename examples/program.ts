@@ -71,10 +71,24 @@ export async function breathe(): Promise<void> {
   lastBreath = performance.now();
 }
 
-/** Runs a program and ends the process: with what it returns, 2 for a mistake in what was asked for, 1 for another expected error. */
-export async function endAs(main: () => number | Promise<number>, usage: string): Promise<never> {
+/**
+ * Runs a program with the options of its command line, and ends the process: with what it returns, 2 for a mistake in what was
+ * asked for, 1 for another expected error.
+ */
+export async function runProgram<O>(
+  readOptions: (args: readonly string[]) => O | "help",
+  main: (options: O) => Promise<number>,
+  usage: string,
+): Promise<never> {
+  // Who reads our output may stop doing so: `| head`.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code === "EPIPE") process.exit(0);
+    throw error;
+  });
   try {
-    process.exit(await main());
+    const options = readOptions(process.argv.slice(2));
+    if (options === "help") console.log(usage);
+    process.exit(options === "help" ? 0 : await main(options));
   } catch (error) {
     const expected = error instanceof UsageError || error instanceof FlashtapeError ||
       error instanceof Deno.errors.NotCapable;

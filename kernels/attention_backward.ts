@@ -52,6 +52,7 @@ import {
   operandName,
   operandOf,
   operandReader,
+  operandsOf,
   operandType,
   operandWriter,
   outsOf,
@@ -217,11 +218,7 @@ export function pickAttentionBackward(
   const stepwise = batch * kvHeads * Math.ceil(seqlenK / 64) < 256;
   const careful = storage.q === "f32" && isFew(seqlenQ, seqlenK) && seqlenQ < 65536;
   const common = {
-    headDim,
-    valueDim,
-    q: operandOf(storage.q, headDim, at.q),
-    k: operandOf(storage.k, headDim, at.k),
-    v: operandOf(storage.v, valueDim, at.v),
+    ...operandsOf(shape, at, storage, operandOf),
     dOut: denseOperand(storage.dOut, valueDim),
     features: { ...features, sinks: false },
     longFirst: features.window,

@@ -2,6 +2,7 @@
  * What the attention kernels share: operands of 16 and 32 bits read and written four numbers at a time, the features that
  * a kernel's text may contain, and the description of a tile.
  */
+import type { AttentionSizes } from "../tensor/attention_options.ts";
 import type { Capabilities } from "../tensor/backend.ts";
 import { components, each, type UniformType } from "./kernel.ts";
 import { load, pack2, roundingFunctions, storageType, storageType4 } from "./storage.ts";
@@ -24,14 +25,7 @@ export interface AttentionStrides {
 }
 
 /** What the choice of a kernel depends on. */
-export interface AttentionShape {
-  readonly batch: number;
-  readonly seqlenQ: number;
-  readonly seqlenK: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
+export interface AttentionShape extends AttentionSizes {
   /** Rows of all queries together when lengths vary; batch·seqlenQ otherwise. */
   readonly totalQ?: number;
 }
@@ -203,6 +197,17 @@ export function isEven(unit: number, size: number, { offset, batch, seq, head }:
 /** The operand of rows of `size` elements that lie there: four numbers a load where all of them are aligned. */
 export function operandOf(storage: AttentionStorage, size: number, strides: AttentionStrides): AttentionOperand {
   return { storage, unit: isEven(4, size, strides) ? 4 : 1 };
+}
+
+/** The operands of a call, each as `of` makes it. */
+export function operandsOf(
+  { headDim, valueDim }: Pick<AttentionShape, "headDim" | "valueDim">,
+  at: AttentionLayout,
+  storage: Readonly<Record<"q" | "k" | "v", AttentionStorage>>,
+  of: typeof operandOf,
+): Omit<AttentionOperands, "features"> {
+  const [q, k, v] = [of(storage.q, headDim, at.q), of(storage.k, headDim, at.k), of(storage.v, valueDim, at.v)];
+  return { headDim, valueDim, q, k, v };
 }
 
 /** Element type of the storage binding of an operand. */

@@ -50,6 +50,7 @@ import {
   operandName,
   operandOf,
   operandReader,
+  operandsOf,
   operandType,
   operandWriter,
   outsOf,
@@ -247,11 +248,7 @@ export function pickAttentionForward(
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
   const careful = isFew(seqlenQ, seqlenK);
   const common = {
-    headDim,
-    valueDim,
-    q: operandOf(storage.q, headDim, at.q),
-    k: operandOf(storage.k, headDim, at.k),
-    v: operandOf(storage.v, valueDim, at.v),
+    ...operandsOf(shape, at, storage, operandOf),
     longFirst: features.window,
     careful,
   };

@@ -13,6 +13,7 @@ import {
   type AttentionShape,
   type AttentionStorage,
   denseOperand,
+  operandsOf,
 } from "./attention_common.ts";
 import { attentionMatrixBackwardMemory, type AttentionMatrixBackwardParams } from "./attention_matrix_backward.ts";
 import { attentionMatrixForwardMemory, type AttentionMatrixForwardParams } from "./attention_matrix_forward.ts";
@@ -96,11 +97,7 @@ export function pickAttentionMatrixForward(
   const software = subgroupSize <= 8; // there for its tests, which are small
   if (ranges && !software && 2 * batch * heads * seqlenQ * seqlenK * (headDim + valueDim) < fewFlops) return null;
   const common = {
-    headDim,
-    valueDim,
-    q: matrixOperandOf(storage.q, headDim, at.q),
-    k: matrixOperandOf(storage.k, headDim, at.k),
-    v: matrixOperandOf(storage.v, valueDim, at.v),
+    ...operandsOf(shape, at, storage, matrixOperandOf),
     out: denseOperand(storage.out, valueDim),
     features: { ...features, range: ranges ? "scaled" as const : "none" as const },
     longFirst: features.window,
@@ -136,17 +133,13 @@ export function pickAttentionMatrixBackward(
   features: AttentionFeatures,
   scale: number,
 ): AttentionMatrixBackwardParams | null {
-  const unit = unitOf(capabilities), { headDim, valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
+  const unit = unitOf(capabilities), { valueDim, seqlenQ, heads } = shape, { subgroupSize } = capabilities;
   if (
     unit === null || !takes(shape, storage, scale, 128) || storage.q !== storage.k || storage.dOut !== storage.k ||
     features.dropout
   ) return null;
   const common = {
-    headDim,
-    valueDim,
-    q: matrixOperandOf(storage.q, headDim, at.q),
-    k: matrixOperandOf(storage.k, headDim, at.k),
-    v: matrixOperandOf(storage.v, valueDim, at.v),
+    ...operandsOf(shape, at, storage, matrixOperandOf),
     dOut: matrixOperandOf(storage.dOut, valueDim, denseStrides(seqlenQ, heads, valueDim)),
     grad: storage.grad,
     features: { ...features, sinks: false, range: storage.k === "bf16" ? "scaled" as const : "slopes" as const },

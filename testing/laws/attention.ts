@@ -96,6 +96,24 @@ const numbersOf = ({ isCausal, isBounded, softcap, optional }: Build) =>
 
 const arbKey = arbTensorData({ shape: [2], dtype: "u32", max: 2 ** 32 - 1 });
 
+/** What makes each input that changes scores, for scores of that shape. */
+function makersOf(
+  draw: <T>(arb: Arbitrary<T>) => T,
+  input: (shape: Shape, of: DType, range?: readonly [number, number]) => TensorData,
+  { dtype, biasType }: Build,
+  scores: readonly number[],
+): Partial<Record<OptionalInput, () => TensorData>> {
+  const [B, H] = scores, wide: DType = dtype === "f64" ? "f64" : "f32";
+  const some = () => scores.map((n) => draw(integer(0, 3)) === 1 ? 1 : n);
+  return {
+    alibiSlopes: () => input(draw(boolean()) ? [B, H] : [H], wide, [0, 0.5]),
+    bias: () => input(some(), biasType),
+    mask: () => draw(arbInput(some(), "bool")),
+    sinks: () => input([H], wide),
+    key: () => draw(arbKey),
+  };
+}
+
 /** Lengths of sequences as their prefix sums. */
 const prefix = (lengths: readonly number[]) =>
   given(lengths.reduce((sums, n) => [...sums, sums.at(-1)! + n], [0]), [lengths.length + 1], "i32");
@@ -107,8 +125,7 @@ interface BuiltCall {
 
 function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): Arbitrary<BuiltCall> {
   return compose((draw) => {
-    const built = draw(build), { dtype, biasType, D, Dv, packed, optional, viewed } = built;
-    const wide: DType = dtype === "f64" ? "f64" : "f32";
+    const built = draw(build), { dtype, D, Dv, packed, optional, viewed } = built;
     const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2], views = true) =>
       draw(smooth ? arbSmooth(shape, range, false) : arbInput(shape, of, { range, specials: [0], views }));
     const operand = (shape: Shape, i: number) => input(shape, dtype, [-2, 2], i === viewed);
@@ -119,14 +136,7 @@ function attentionCalls(build: Arbitrary<Build>, most: number, smooth = false): 
     const [Sq, Sk] = [qs, ks].map((lengths) => Math.max(...lengths));
     const total = (lengths: readonly number[]) => lengths.reduce((a, b) => a + b, 0) + draw(integer(0, smooth ? 0 : 2));
     const lead = packed ? [[total(qs)], [total(ks)]] : [[B, Sq], [B, Sk]];
-    const score = () => [B, H, Sq, Sk].map((n) => draw(integer(0, 3)) === 1 ? 1 : n);
-    const make: Partial<Record<OptionalInput, () => TensorData>> = {
-      alibiSlopes: () => input(draw(boolean()) ? [B, H] : [H], wide, [0, 0.5]),
-      bias: () => input(score(), biasType),
-      mask: () => draw(arbInput(score(), "bool")),
-      sinks: () => input([H], wide),
-      key: () => draw(arbKey),
-    };
+    const make = makersOf(draw, input, built, [B, H, Sq, Sk]);
     const tensors = optional.map((name) => make[name]!());
     const starts = packed ? [draw(prefix(qs)), draw(prefix(ks))] : [];
     const qkv = [[...lead[0], H, D], [...lead[1], Hk, D], [...lead[1], Hk, Dv]].map(operand);
@@ -391,7 +401,7 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
   });
   const build = held.includes("f64") ? free : few(free, 12);
   return compose((draw) => {
-    const built = draw(build), { dtype, biasType, cacheType, newType, D, Dv, optional } = built;
+    const built = draw(build), { dtype, cacheType, newType, D, Dv, optional } = built;
     const { paged, rotary, padded, chosen, interleaved, numSplits, Sq, group, turned, viewed } = built;
     const wide: DType = dtype === "f64" ? "f64" : "f32";
     const input = (shape: Shape, of = dtype, range: readonly [number, number] = [-2, 2], views = true) =>
@@ -412,14 +422,7 @@ function cacheCalls(held: readonly DType[]): Arbitrary<CacheCalls> {
       ...(paged ? { blockTable: whole(order.slice(0, B * pages), [B, pages]) } : {}),
       ...(rotary ? { cos: input([reach, width], wide, [-1, 1]), sin: input([reach, width], wide, [-1, 1]) } : {}),
     };
-    const score = () => [B, H, Sq, capacity].map((n) => draw(integer(0, 3)) === 1 ? 1 : n);
-    const make: Partial<Record<OptionalInput, () => TensorData>> = {
-      alibiSlopes: () => input(draw(boolean()) ? [B, H] : [H], wide, [0, 0.5]),
-      bias: () => input(score(), biasType),
-      mask: () => draw(arbInput(score(), "bool")),
-      sinks: () => input([H], wide),
-      key: () => draw(arbKey),
-    };
+    const make = makersOf(draw, input, built, [B, H, Sq, capacity]);
     const found: Partial<Record<OptionalInput, TensorData>> = {
       ...Object.fromEntries(optional.map((name) => [name, make[name]!()])),
       ...places,
