@@ -1,6 +1,6 @@
 /**
- * What the attention kernels share: operands of 16 and 32 bits read and written four numbers at a time, the features that
- * a kernel's text may contain, and the description of a tile.
+ * What the attention kernels share: sizes and operands of a call, the text that reads and writes operands of 16 and 32 bits four
+ * numbers at a time and that ends a row's softmax, the features that a kernel's text may contain, and the description of a tile.
  */
 import type { AttentionSizes } from "../tensor/attention_options.ts";
 import type { Capabilities } from "../tensor/backend.ts";
@@ -10,7 +10,7 @@ import { load, pack2, roundingFunctions, storageType, storageType4 } from "./sto
 /** How an operand's numbers are stored; arithmetic is f32 always. */
 export type AttentionStorage = "f32" | "f16" | "bf16";
 
-/** One operand as the kernel's text sees it: `unit` numbers are one load, or two of them where f32 is wanted in eights. */
+/** One operand as the kernel's text sees it: `unit` neighbouring numbers are one load, so that its rows begin and end with whole ones. */
 export interface AttentionOperand {
   readonly storage: AttentionStorage;
   readonly unit: 8 | 4 | 2 | 1;

@@ -1,6 +1,6 @@
 /**
  * The text of attention's options, shared by forward, backward and decoding: which bindings and uniforms an option
- * brings, where a workgroup's sequence lies, what happens to a score between the product and the softmax.
+ * brings to `attentionKernel`, where a workgroup's sequence lies, what happens to a score between the product and the softmax.
  *
  * Scores are kept in units of log₂e, so that the softmax is exp2. The order is that of the mathematics:
  * softcap → ALiBi → bias → masks; whoever multiplies q by `u.scale` has done scale (and 1/softcap) before.
