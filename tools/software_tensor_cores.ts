@@ -23,7 +23,7 @@ const machines: Readonly<Record<string, { libraries: string; loader: string }>> 
 };
 
 /** How often a process that was ended by a signal is started anew, and after how many milliseconds it is ended. */
-const attempts = 3, limit = 150_000;
+const attempts = 3, limit = 240_000;
 
 const packages = ["mesa-vulkan-drivers", "libvulkan1", "libstdc++6"];
 
