@@ -157,8 +157,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
 }
 
 /** The function by which scores become probabilities. */
-export function power({ careful }: Pick<AttentionBackwardParams, "careful">): string {
+function power({ careful }: Pick<AttentionBackwardParams, "careful">): string {
   return careful ? "ft_exp2" : "exp2";
+}
+
+/**
+ * The probability of a score of the row whose numbers stand in `stats`. It is none above 1: an lse beyond 2^31 is rounded by so
+ * much that the power alone would overflow.
+ */
+export function probability(params: Pick<AttentionBackwardParams, "careful">, score: string, stats: string): string {
+  return `${power(params)}(min(${score} - ${stats}.x - ${stats}.z, 0.0f))`;
 }
 
 /** A tile's share of a result, `${to}r_e`, with `outs` vec4f a row of it. */

@@ -5,8 +5,8 @@ import {
   backwardKernel,
   mixInto,
   operands,
-  power,
   preamble,
+  probability,
 } from "./attention_backward.ts";
 import { dropoutText, isEdge, locateBatch, locateHead, queryRange, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
@@ -68,9 +68,7 @@ function body(params: AttentionBackwardParams): string {
         const c = n * 4 + i, s = `s${r}_${c}`;
         const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${scoreText(features, s, query(c), key(r))} ` +
-          `let e = ${
-            power(params)
-          }(${s} - stats${c}.x - stats${c}.z); p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y${
+          `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y${
             careful ? ` + stats${c}.w` : ""
           })${slope}; }`;
       }).join("\n")

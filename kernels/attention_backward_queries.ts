@@ -5,8 +5,8 @@ import {
   backwardKernel,
   mixInto,
   operands,
-  power,
   preamble,
+  probability,
 } from "./attention_backward.ts";
 import { dropoutText, isEdge, keyRange, locateBatch, locateHead, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
@@ -51,7 +51,7 @@ function body(params: AttentionBackwardParams): string {
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
         return `{ ${scoreText(features, s, query(r), key(c))} ` +
-          `let ds = ${power(params)}(${s} - stats${r}.x - stats${r}.z) * (dp.${x}${seen} - stats${r}.y${
+          `let ds = ${probability(params, s, `stats${r}`)} * (dp.${x}${seen} - stats${r}.y${
             careful ? ` + stats${r}.w` : ""
           }); ${bias} ${s} = ds${slope}; }`;
       }).join("\n")

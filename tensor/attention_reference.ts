@@ -290,7 +290,8 @@ export function attendBackward(
           products(queries, i * headDim, keys, headDim, from, to, s);
           scores.finish(i, from, to, s);
           scores.drop(i, from, to, factors);
-          for (let j = from; j < to; j++) p[j] = Math.exp(s[j] - norm);
+          // lse may be rounded, far from zero by much: no probability is above 1.
+          for (let j = from; j < to; j++) p[j] = Math.exp(Math.min(0, s[j] - norm));
           products(dOuts, i * valueDim, values, valueDim, from, to, s); // s is now dP
           for (let j = from; j < to; j++) {
             s[j] = p[j] * (s[j] * factors[j] - delta);
