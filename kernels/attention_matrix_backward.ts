@@ -216,6 +216,14 @@ export function scoresText(
   ].join("\n");
 }
 
+/**
+ * The scores of a lane become probabilities, by what is taken off each four. Those of bf16 may lie where lse is rounded by so
+ * much that the power overflows; none is above 1. What that costs was not measured on a card.
+ */
+export function powerText({ features }: AttentionMatrixBackwardParams, n: number, low: string): string {
+  return features.range === "scaled" ? `x${n} = exp2(min(x${n} - ${low}, vec4f()));` : `x${n} = exp2(x${n} - ${low});`;
+}
+
 /** Statements that set p to 0 outside of `least` … `most`, indices along the scores' columns from `first` on. */
 export function hideText({ tile }: AttentionMatrixBackwardParams, first: string): string {
   return laneScores(tile).map(({ unit, half, n }) =>

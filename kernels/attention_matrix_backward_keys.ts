@@ -5,6 +5,7 @@ import {
   hideText,
   laneScores,
   matrixBackwardKernel,
+  powerText,
   preamble,
   scoresText,
   sizeIn,
@@ -84,7 +85,7 @@ ${preamble(params, size, [staged("0"), staged("1")], [["dk", headDim], ["dv", va
       workgroupBarrier();
       {
         ${scoresText(params, ["i", "q0"])}
-        ${scores.map(({ unit, half, n }) => `x${n} = exp2(x${n} - lows[${unit.column} / 4u + ${half}u]);`).join("\n")}
+        ${scores.map(({ unit, half, n }) => powerText(params, n, `lows[${unit.column} / 4u + ${half}u]`)).join("\n")}
         ${
     features.window
       ? `if (${isEdge(features, "q0", step, "k0", rows)}) {

@@ -5,6 +5,7 @@ import {
   hideText,
   laneScores,
   matrixBackwardKernel,
+  powerText,
   preamble,
   scoresText,
   sizeIn,
@@ -71,7 +72,7 @@ function body(params: AttentionMatrixBackwardParams): string {
     workgroupBarrier();
     {
       ${scoresText(params, ["j", "k0"])}
-      ${scores.map(({ n }) => `x${n} = exp2(x${n} - low);`).join("\n")}
+      ${scores.map(({ n }) => powerText(params, n, "low")).join("\n")}
       if (${isEdge(features, "q0", rows, "k0", step)}) {
         ${
     features.window

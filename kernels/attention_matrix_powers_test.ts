@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { attentionBackwardOp, attentionOp } from "../tensor/attention.ts";
 import type { Backend } from "../tensor/backend.ts";
 import { runAll } from "../tensor/op.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { dense, type Input, normal, on, type Problem } from "../testing/laws/attention_problem.ts";
 import { check, onUnits, testAttention } from "../testing/laws/attention_units.ts";
@@ -36,6 +37,13 @@ testOnUnits("numbers of bf16 that f16 does not hold, large and small, cost no di
   ) await check(gpu, { ...await dense(dims, "bf16", sizes), window: [-1, 0] }, true);
 });
 
+testOnUnits("gradients of bf16 are finite where lse is rounded by more than a power holds", async () => {
+  const problem = await dense(dims, "bf16", { q: 2 ** 20, k: 2 ** 20, v: 1, dOut: 1 });
+  const dOut = await normal([2, 37, 4, 24], "bf16");
+  const { grads } = await resultsOf(gpu, { ...problem, window: [-1, 0] }, dOut);
+  for (const dx of grads) assert.ok(Array.from(await dx.data()).every(Number.isFinite));
+});
+
 testOnUnits("gradients are exact where dOut·vᵀ is beyond f16, and where it is below", async () => {
   for (
     const sizes of [
@@ -51,12 +59,12 @@ testOnUnits("an operand that is all zero gives the mean of the values, or zeros"
   }
 });
 
-/** Bytes of out, lse, and of dq, dk, dv for the portable kernels' out and lse: a list for each key head of a batch row. */
-async function bytesOfHeads(
+/** out, lse, and dq, dk, dv for the portable kernels' out and lse. */
+async function resultsOf(
   backend: Backend,
   { q, k, v, window = [-1, -1] }: Problem,
   dOut: Input,
-): Promise<string[][]> {
+): Promise<{ y: Tensor[]; grads: Tensor[] }> {
   const params = { scale: 0.25, window, softcap: 0, dropout: 0, maxSeqlens: null, optional: [] };
   const [x, same] = [backend, portable].map((at) => [q, k, v].map((input) => on(at, input)));
   const y = runAll(attentionOp, x, params);
@@ -65,7 +73,12 @@ async function bytesOfHeads(
   );
   const dLse = on(backend, { shape: y[1].shape, dtype: "f32", values: new Float32Array(y[1].size) });
   const back = { ...params, gradients: [] };
-  const grads = runAll(attentionBackwardOp, [on(backend, dOut), dLse, ...x, ...given], back);
+  return { y, grads: runAll(attentionBackwardOp, [on(backend, dOut), dLse, ...x, ...given], back) };
+}
+
+/** Bytes of {@linkcode resultsOf}: a list for each key head of a batch row. */
+async function bytesOfHeads(backend: Backend, problem: Problem, dOut: Input): Promise<string[][]> {
+  const { q, k } = problem, { y, grads } = await resultsOf(backend, problem, dOut);
   const [batch, , heads] = q.shape, kvHeads = k.shape[2], group = heads / kvHeads;
   const found = Array.from({ length: batch * kvHeads }, (): string[] => []);
   for (const [t, of] of [[y[0], group], [y[1], group], [grads[0], group], [grads[1], 1], [grads[2], 1]] as const) {
