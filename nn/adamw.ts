@@ -1,20 +1,18 @@
 /** AdamW: Adam with weight decay that does not pass through the gradient (Loshchilov and Hutter 2017, arXiv:1711.05101). */
-import { zeros } from "../tensor/create.ts";
 import { add } from "../tensor/elementwise.ts";
 import { scope } from "../tensor/scope.ts";
 import { consume, type Tensor } from "../tensor/tensor.ts";
 import { mapTree, type Tree } from "../tensor/tree.ts";
-import { adamwUpdate, stateDType } from "../tensor/update.ts";
+import { adamwUpdate } from "../tensor/update.ts";
 import {
-  expectApart,
   expectRange,
   expectRate,
   expectState,
   firstStep,
   type Optimizer,
-  pairsOf,
   rateAt,
-  spender,
+  updating,
+  zerosFor,
 } from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
 
@@ -70,22 +68,16 @@ export function adamw(options: AdamwOptions): Optimizer<AdamwState> {
   expectRange("adamw", "weightDecay", weightDecay, 0, Infinity);
   return {
     init(params) {
-      const means = () => {
-        const entries = pairsOf("adamw", params, params).map(({ name, param }) => {
-          return [name, zeros(param.shape, { dtype: stateDType(param.dtype), backend: param.backend })];
-        });
-        return Object.fromEntries(entries);
-      };
-      return { step: firstStep(params), m: means(), v: means() };
+      return { step: firstStep(params), m: zerosFor("adamw", params), v: zerosFor("adamw", params) };
     },
     update<P extends Tree>(params: P, grads: P, state: AdamwState) {
-      const all = pairsOf("adamw", params, grads), pairs = new Map(all.map((pair) => [pair.name, pair]));
-      const spend = spender("adamw", all);
-      expectApart("adamw", all);
-      expectState("adamw", "m", all, state.m);
-      expectState("adamw", "v", all, state.v);
+      const { pairs, spend } = updating("adamw", params, grads);
+      expectState("adamw", "m", pairs.values(), state.m);
+      expectState("adamw", "v", pairs.values(), state.v);
       // Asked of all before any is written: what a person's function throws costs no parameter.
-      const kept = new Set(all.filter(({ name, param }) => decays && !decays(name, param)).map(({ name }) => name));
+      const kept = new Set(
+        [...pairs].filter(([name, { param }]) => decays && !decays(name, param)).map(([name]) => name),
+      );
       return scope(() => {
         const step = add(state.step, 1), rate = rateAt(learningRate, step);
         const m: Record<string, Tensor> = {}, v: Record<string, Tensor> = {};

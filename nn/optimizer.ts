@@ -1,5 +1,5 @@
 /** What optimisers have in common. */
-import { full, tensor } from "../tensor/create.ts";
+import { full, tensor, zeros } from "../tensor/create.ts";
 import { isFloat } from "../tensor/dtype.ts";
 import { add, cast, div, minimum, mul, sqrt, square } from "../tensor/elementwise.ts";
 import { DTypeError, ShapeError, show, ValueError } from "../tensor/errors.ts";
@@ -31,7 +31,7 @@ export interface Pair {
 }
 
 /** Parameters with their gradients by name, which must be of one form; none is there twice, since each is written in place. */
-export function pairsOf(op: string, params: Tree, grads: Tree): Pair[] {
+function pairsOf(op: string, params: Tree, grads: Tree): Pair[] {
   const byName = new Map<string, Tensor>();
   forEachTensor(grads, (x, name) => byName.set(name, x));
   const pairs: Pair[] = [], names = new Map<Tensor, string>();
@@ -56,7 +56,7 @@ export function pairsOf(op: string, params: Tree, grads: Tree): Pair[] {
 }
 
 /** Refuses gradients that are parameters: these are written while those are read. */
-export function expectApart(op: string, pairs: readonly Pair[]): void {
+function expectApart(op: string, pairs: readonly Pair[]): void {
   const params = new Set(pairs.map(({ param }) => param)), found = pairs.find(({ grad }) => params.has(grad));
   if (found !== undefined) throw new ValueError(op, `the gradient of parameter "${found.name}" is itself a parameter`);
 }
@@ -68,7 +68,7 @@ export function expectApart(op: string, pairs: readonly Pair[]): void {
 export function expectState(
   op: string,
   what: string,
-  pairs: readonly Pair[],
+  pairs: Iterable<Pair>,
   kept: Readonly<Record<string, Tensor>>,
 ): void {
   for (const { name, param } of pairs) {
@@ -84,12 +84,34 @@ export function expectState(
   }
 }
 
-/** Spends gradients as soon as nothing needs them: several parameters may have one tensor for theirs. */
-export function spender(op: string, pairs: readonly Pair[]): (pair: Pair) => void {
-  const last = new Map(pairs.map(({ grad, name }) => [grad, name]));
-  return ({ grad, name }) => {
-    if (last.get(grad) === name) consume(grad, op);
+/** What an update goes by. */
+export interface Updating {
+  /** Parameters with their gradients, by name. */
+  readonly pairs: ReadonlyMap<string, Pair>;
+  /** Spends a gradient as soon as nothing needs it: several parameters may have one tensor for theirs. */
+  spend(pair: Pair): void;
+}
+
+/** Looks at parameters and gradients before any is written. */
+export function updating(op: string, params: Tree, grads: Tree): Updating {
+  const all = pairsOf(op, params, grads), last = new Map(all.map(({ grad, name }) => [grad, name]));
+  expectApart(op, all);
+  return {
+    pairs: new Map(all.map((pair) => [pair.name, pair])),
+    spend: ({ grad, name }) => {
+      if (last.get(grad) === name) consume(grad, op);
+    },
   };
+}
+
+/** A state's part before the first update: zeros for each parameter, by name. */
+export function zerosFor(op: string, params: Tree): Record<string, Tensor> {
+  return Object.fromEntries(
+    pairsOf(op, params, params).map(({ name, param }) => [
+      name,
+      zeros(param.shape, { dtype: stateDType(param.dtype), backend: param.backend }),
+    ]),
+  );
 }
 
 /** A learning rate, which may follow the step count, as an f32 scalar. */

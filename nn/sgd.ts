@@ -1,20 +1,18 @@
 /** Stochastic gradient descent with momentum. */
-import { zeros } from "../tensor/create.ts";
 import { add } from "../tensor/elementwise.ts";
 import { scope } from "../tensor/scope.ts";
 import { consume, type Tensor } from "../tensor/tensor.ts";
 import { mapTree, type Tree } from "../tensor/tree.ts";
-import { sgdUpdate, stateDType } from "../tensor/update.ts";
+import { sgdUpdate } from "../tensor/update.ts";
 import {
-  expectApart,
   expectRange,
   expectRate,
   expectState,
   firstStep,
   type Optimizer,
-  pairsOf,
   rateAt,
-  spender,
+  updating,
+  zerosFor,
 } from "./optimizer.ts";
 import type { Schedule } from "./schedule.ts";
 
@@ -59,17 +57,12 @@ export function sgd(options: SgdOptions): Optimizer<SgdState> {
   expectRange("sgd", "weightDecay", weightDecay, 0, Infinity);
   return {
     init(params) {
-      if (momentum === 0 && !nesterov) return { step: firstStep(params), momentum: {} };
-      const entries = pairsOf("sgd", params, params).map(({ name, param }) =>
-        [name, zeros(param.shape, { dtype: stateDType(param.dtype), backend: param.backend })] as const
-      );
-      return { step: firstStep(params), momentum: Object.fromEntries(entries) };
+      const still = momentum === 0 && !nesterov;
+      return { step: firstStep(params), momentum: still ? {} : zerosFor("sgd", params) };
     },
     update<P extends Tree>(params: P, grads: P, state: SgdState) {
-      const all = pairsOf("sgd", params, grads), pairs = new Map(all.map((pair) => [pair.name, pair]));
-      const spend = spender("sgd", all);
-      expectApart("sgd", all);
-      if (momentum !== 0 || nesterov) expectState("sgd", "momentum", all, state.momentum);
+      const { pairs, spend } = updating("sgd", params, grads);
+      if (momentum !== 0 || nesterov) expectState("sgd", "momentum", pairs.values(), state.momentum);
       return scope(() => {
         const step = add(state.step, 1);
         const rate = rateAt(learningRate, step);
