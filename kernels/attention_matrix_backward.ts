@@ -221,7 +221,8 @@ export function scoresText(
  * much that the power overflows; none is above 1. What that costs was not measured on a card.
  */
 export function powerText({ features }: AttentionMatrixBackwardParams, n: number, low: string): string {
-  return features.range === "scaled" ? `x${n} = exp2(min(x${n} - ${low}, vec4f()));` : `x${n} = exp2(x${n} - ${low});`;
+  const power = `x${n} - ${low}`;
+  return `x${n} = exp2(${features.range === "scaled" ? `min(${power}, vec4f())` : power});`;
 }
 
 /** Statements that set p to 0 outside of `least` … `most`, indices along the scores' columns from `first` on. */
