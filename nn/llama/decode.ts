@@ -92,20 +92,21 @@ function choose(logits: Tensor, state: SampleState, choice: Choice): SampleState
 
 type Step = (params: LlamaParams, state: Decoding, choice: Choice, attention: AttentionAlgorithm) => Decoding;
 
-const steps = new WeakMap<LlamaParams, WeakMap<LlamaConfig, Compiled<Parameters<Step>, Decoding>>>();
+const steps = new WeakMap<LlamaParams, Map<string, Compiled<Parameters<Step>, Decoding>>>();
 
-/** The recorded steps of a model: they are kept as long as its parameters object is. */
+/** The recorded steps of a model: they are kept as long as its parameters object is, one for each config by what it says. */
 export function stepOf({ params, config }: Pick<Decoder, "params" | "config">): Compiled<Parameters<Step>, Decoding> {
   let known = steps.get(params);
-  if (known === undefined) steps.set(params, known = new WeakMap());
-  let step = known.get(config);
+  if (known === undefined) steps.set(params, known = new Map());
+  const said = JSON.stringify(config); // callers write their own beside a model's, and write it anew for each text
+  let step = known.get(said);
   if (step === undefined) {
     step = compile((params, { tokens, cache, ...state }, choice, attention) => {
       const here = { ...cache, lengths: state.places };
       const next = forward(params, config, tokens, { cache: here, attention, logitsToKeep: 1 });
       return { ...choose(next.logits, state, choice), cache: { ...cache, layers: next.cache!.layers } };
     });
-    known.set(config, step);
+    known.set(said, step);
   }
   return step;
 }

@@ -105,6 +105,13 @@ Deno.test("a model's steps hold no more memory from text to text, and none when 
   backend.dispose();
 });
 
+Deno.test("a config written anew for each text shares a model's recorded step, one that says other things does not", () => {
+  const { params, config } = decoder("f32", gpu), step = stepOf({ params, config });
+  assert.equal(stepOf({ params, config: { ...config } }), step);
+  assert.notEqual(stepOf({ params, config: { ...config, rms_norm_eps: 0.5 } }), step);
+  dispose(params);
+});
+
 Deno.test("roundedCapacity() holds the length, and wastes less than half", () => {
   for (let length = 1; length < 5000; length += 7) {
     const capacity = roundedCapacity(length);
