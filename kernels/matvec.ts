@@ -6,7 +6,7 @@
  *   team of lanes ──▶ `rows` rows of W, 16 bytes a lane and load, `unroll` loads under way
  *                     Σ w·x, and beside it Σ x² for the norm: a row's scale factors out of its products,
  *                     y = r·(Σ w·(x·n)), so nobody waits for it
- *   lanes meet by shuffles, subgroups of a team through workgroup memory; one thread a result finishes it
+ *   lanes meet by shuffles, slices of a team through workgroup memory; one thread a result finishes it
  *
  * Floor: the weights once, at 4.07 TB/s on an H200; for Llama-3.2-1B in bf16, 2.47 GB, 0.61 ms. Measured there in Deno's own
  * WebGPU, ms for the 65 products of a token with two empty dispatches a layer between them, lanes x teams x rows, u unroll:
@@ -16,19 +16,29 @@
  *   v4  q, k and v: 32x8x2u4 1.048, 32x4x1u4 1.005, 64x4x1u4 0.991, 32x8x1u8 ◀;  o: 32x8x1u2 1.021, 128x2x1u2 ◀  0.968
  *   v5  scores: 128x1x1u2 1.011, 32x8x1u8 0.993, 32x8x2u4 0.974, 32x8x2u2 ◀                                 0.964
  *   without the empty dispatches 0.903: 2.7 TB/s over 65 dispatches. Two rows of x: 1.203 as v1, 1.049 as picked below.
+ *
+ * Many rows of x are bound by arithmetic, and by x coming out of the first cache. µs a dispatch through Dawn, timestamps, the card
+ * kept busy, lanes x teams x slices r rows: 8 rows of x, then 24; gate and up, down, q k v, o, scores
+ *   v6  norm times x, each team all squares, 32x8x1r2u2 and its like              75, 27, 20, 15, 389   184, 72, 55, 35, 1110
+ *   v7  norm times w where that is less, squares shared by teams, fma for dot     49, 31, 20, 13, 391   121, 72, 52, 34, 1172
+ *   v8  a load at a time, four rows a team, few lanes and many slices ◀           38, 19, 14, 9, 253     82, 46, 27, 14, 697
+ *   16 rows of x in a workgroup: never faster than twice 8
+ * Floor of 24: 1.6 GFLOP of 63 TFLOP/s for gate and up, 26 µs.
  */
 import type { Capabilities } from "../tensor/backend.ts";
-import { each, type Kernel, kernel } from "./kernel.ts";
+import { components, each, type Kernel, kernel } from "./kernel.ts";
 import type { MatmulDType } from "./matmul.ts";
 import { mathFunctions } from "./math.ts";
 import { storageType4, unpack4 } from "./storage.ts";
 
 /** How the weights' rows are spread over threads. */
 export interface MatvecTile {
-  /** Threads that share a row; a power of two. */
+  /** Threads side by side that share a row; a power of two, and no more than a subgroup has. */
   readonly lanes: number;
   /** Teams of lanes in a workgroup. */
   readonly teams: number;
+  /** Threads that share a row at a distance of `lanes` times `teams`. */
+  readonly slices: number;
   /** Rows of a weight that a team has at once. */
   readonly rows: number;
   /** Loads of each row that a lane has under way. */
@@ -39,7 +49,7 @@ export interface MatvecTile {
 
 /** What is computed. */
 export interface MatvecParts {
-  /** Rows of x that a workgroup has: 1, 2, 4 or 8, of which the last ones may be missing. */
+  /** Rows of x that a workgroup has, a power of two, of which the last ones may be missing. */
   readonly m: number;
   readonly weights: number;
   readonly dtype: MatmulDType;
@@ -56,10 +66,10 @@ export function matvecWidth(dtype: MatmulDType): number {
 
 /** The kernel. Reads x, the norm, the weights and the residual; writes y, f32. */
 export function matvec(tile: MatvecTile, parts: MatvecParts): Kernel {
-  const { lanes, teams, rows, unroll, subgroup } = tile;
+  const { lanes, teams, slices, rows, unroll, subgroup } = tile;
   const { m, weights, dtype, norm, gated, residual } = parts;
   const name = [
-    `matvec_${lanes}x${teams}x${rows}_u${unroll}_m${m}_${weights}${dtype}`,
+    `matvec_${lanes}x${teams}x${slices}_r${rows}_u${unroll}_m${m}_${weights}${dtype}`,
     ...(norm === null ? [] : [`norm_${norm}`]),
     ...(gated ? ["gated"] : []),
     ...(residual ? ["residual"] : []),
@@ -84,48 +94,57 @@ export function matvec(tile: MatvecTile, parts: MatvecParts): Kernel {
 }
 
 function body(tile: MatvecTile, parts: MatvecParts, ids: readonly string[]): string {
-  const { lanes, teams, rows, unroll, subgroup } = tile, { m, dtype, norm, gated, residual } = parts;
-  const halves = matvecWidth(dtype) / 4;
+  const { lanes, teams, slices, rows, unroll, subgroup } = tile, { m, dtype, norm, gated, residual } = parts;
+  const halves = matvecWidth(dtype) / 4, across = lanes * slices, threads = across * teams;
   // A gate's rows come in pairs, one of each weight.
-  const sums = gated ? [...each(rows, (r) => `g${r}`), ...each(rows, (r) => `s${r}`)] : each(rows, (r) => `s${r}`);
-  const all = [...sums.flatMap((s) => each(m, (i) => `${s}_${i}`)), ...(norm === null ? [] : each(m, (i) => `q_${i}`))];
-  /** Loads at \`k\` of the rows of some weights, as variables that end with u. */
+  const firsts = gated ? each(rows, (r) => `g${r}`) : [], sums = [...firsts, ...each(rows, (r) => `s${r}`)];
+  // Teams share the squares of several rows of x, since each has but its own rows of the weights to add up besides.
+  const squares = norm === null ? 0 : Math.ceil(m / teams);
+  const all = [...sums.flatMap((s) => each(m, (i) => `${s}_${i}`)), ...each(squares, (j) => `q${j}`)];
+  // Whichever is less work.
+  const scaled = norm === null ? null : m > sums.length ? "weights" : "x";
+  const dot = (a: string, b: string, to: string) =>
+    m > 2 ? components.map((c) => `${to} = fma(${a}.${c}, ${b}.${c}, ${to});`).join(" ") : `${to} += dot(${a}, ${b});`;
+  /** Loads at `k` of the rows of some weights, as variables that end with u. */
   const fetch = (from: readonly (readonly [sum: string, place: string])[], u: number) =>
     from.map(([sum, place]) => `let ${sum}w${u} = ${place}k${u}];`).join(" ");
   const use = (from: readonly (readonly [sum: string, place: string])[], u: number) => {
-    const xs = each(m, (i) =>
-      each(halves, (h) => {
-        const id = `x${i}_${h}`;
-        const load = `let ${norm === null ? id : `raw${i}_${h}`} = x[x${i} + ${halves}u * k${u} + ${h}u];`;
-        return norm === null
-          ? load
-          : `${load} q_${i} += dot(raw${i}_${h}, raw${i}_${h}); let ${id} = raw${i}_${h} * n_${h};`;
-      }).join(" "));
-    const norms = norm === null ? [] : each(halves, (h) => {
-      const at = `norm[u.norm + ${halves}u * k${u} + ${h}u]`;
-      return norm === "f32"
-        ? `let n_${h} = ${at};`
-        : `let b_${h} = ${at}; let n_${h} = vec4f(${unpack4(norm, `b_${h}`).join(", ")});`;
-    });
+    const half = (f: (h: number) => string) => each(halves, f).join(" ");
+    const at = (h: number) => `${halves}u * k${u} + ${h}u`;
+    const norms = norm === null
+      ? ""
+      : half((h) =>
+        norm === "f32"
+          ? `let n_${h} = norm[u.norm + ${at(h)}];`
+          : `let b_${h} = norm[u.norm + ${at(h)}]; let n_${h} = vec4f(${unpack4(norm, `b_${h}`).join(", ")});`
+      );
+    const raw = scaled === "x" ? "raw" : "x";
+    const xs = each(m, (i) => half((h) => `let ${raw}${i}_${h} = x[x${i} + ${at(h)}];`));
+    const own = each(
+      squares,
+      (j) =>
+        m === 1
+          ? half((h) => dot(`${raw}0_${h}`, `${raw}0_${h}`, `q${j}`))
+          : half((h) => `{ let own = x[own${j} + ${at(h)}]; ${dot("own", "own", `q${j}`)} }`),
+    );
+    const times = scaled === "x" ? each(m, (i) => half((h) => `let x${i}_${h} = raw${i}_${h} * n_${h};`)) : [];
     const products = from.map(([sum]) => {
-      const w = `${sum}w${u}`;
+      const w = `${sum}w${u}`, by = (h: number) => scaled === "weights" ? ` * n_${h}` : "";
       const parts = dtype === "f32"
-        ? [`let p0 = ${w};`]
-        : ["xy", "zw"].map((c, h) => `let p${h} = vec4f(${unpack4(dtype, `${w}.${c}`).join(", ")});`);
-      return `{ ${parts.join(" ")} ${
-        each(m, (i) => each(halves, (h) => `${sum}_${i} += dot(p${h}, x${i}_${h});`).join(" ")).join(" ")
-      } }`;
+        ? `let p0 = ${w}${by(0)};`
+        : half((h) => `let p${h} = vec4f(${unpack4(dtype, `${w}.${h === 0 ? "xy" : "zw"}`).join(", ")})${by(h)};`);
+      return `{ ${parts} ${each(m, (i) => half((h) => dot(`p${h}`, `x${i}_${h}`, `${sum}_${i}`))).join(" ")} }`;
     });
-    return `{ ${norms.join(" ")} ${xs.join(" ")}\n      ${products.join("\n      ")} }`;
+    return `{ ${[norms, ...xs, ...own, ...times].join(" ")}\n      ${products.join("\n      ")} }`;
   };
   const sweep = (from: readonly (readonly [sum: string, place: string])[]) => `
-    var k = lane;
-    for (; k + ${(unroll - 1) * lanes}u < u.loads; k += ${unroll * lanes}u) {
-      ${each(unroll, (n) => `let k${n} = k + ${n * lanes}u;`).join(" ")}
+    var k = first_k;
+    for (; k + ${(unroll - 1) * across}u < u.loads; k += ${unroll * across}u) {
+      ${each(unroll, (n) => `let k${n} = k + ${n * across}u;`).join(" ")}
       ${each(unroll, (n) => fetch(from, n)).join("\n      ")}
       ${each(unroll, (n) => use(from, n)).join("\n      ")}
     }
-    for (; k < u.loads; k += ${lanes}u) { let k0 = k; ${fetch(from, 0)} ${use(from, 0)} }`;
+    for (; k < u.loads; k += ${across}u) { let k0 = k; ${fetch(from, 0)} ${use(from, 0)} }`;
   const placesIn = (id: string, prefix: string, first: string) =>
     each(rows, (r) => `let ${prefix}${r}_at = u.o_${id} + min(${first} + ${r}u, u.n_${id} - 1u) * u.loads;`).join(" ");
   const source = (id: string, prefix: string) =>
@@ -140,41 +159,62 @@ function body(tile: MatvecTile, parts: MatvecParts, ids: readonly string[]): str
       return `${inside}{ let first = row${before}; ${placesIn(id, "s", "first")} ${sweep(source(id, "s"))} }`;
     }).join(" else ");
 
-  const scale = (i: number) => norm === null ? "" : ` * (1.0f / sqrt(q_${i} * u.inverse + u.eps))`;
-  const finish = (r: number, i: number) => {
-    const s = `s${r}_${i}${scale(i)}`;
-    const value = gated
-      ? `let gate = g${r}_${i}${scale(i)}; let value = gate * ft_sigmoid(gate) * (${s});`
-      : `let value = ${s};`;
-    return `if (begin + ${i}u < u.m && row + ${r}u < u.n) { ${value} let at = (begin + ${i}u) * u.n + row + ${r}u;
-      y[at] = value${residual ? " + residual[u.residual + at]" : ""}; }`;
-  };
   const shuffles = subgroup === 0
     ? ""
-    : each(Math.log2(Math.min(lanes, subgroup)), (b) =>
-      all.map((s) => `${s} += subgroupShuffleXor(${s}, ${1 << b}u);`).join(" ")).join("\n  ");
-  // Parts of a team that shuffles do not join.
-  const step = subgroup === 0 ? 1 : Math.min(lanes, subgroup), partsOfTeam = lanes / step;
-  const meet = partsOfTeam === 1
-    ? each(rows * m, (n) => `if (lane == ${n % lanes}u) { ${finish(n % rows, Math.floor(n / rows))} }`).join("\n  ")
-    : `if (lane % ${step}u == 0u) { ${all.map((s, n) => `part[${n}][li / ${step}u] = ${s};`).join(" ")} }
+    : each(Math.log2(lanes), (b) => all.map((s) => `${s} += subgroupShuffleXor(${s}, ${1 << b}u);`).join(" "))
+      .join("\n  ");
+  // Parts of a sum that shuffles do not join.
+  const joined = subgroup === 0 ? across : slices, alone = joined === 1 && (m === 1 || norm === null);
+  /** Writes a result: row `r` of the team's, row `i` of x, from its sums and its sum of squares. */
+  const finish = (row: string, i: string, sum: string, gate: string, square: string) => {
+    const scale = norm === null ? "" : ` * (1.0f / sqrt(${square} * u.inverse + u.eps))`;
+    const value = gated
+      ? `let gate = ${gate}${scale}; let value = gate * ft_sigmoid(gate) * (${sum}${scale});`
+      : `let value = ${sum}${scale};`;
+    return `if (begin + ${i} < u.m && ${row} < u.n) { ${value} let at = (begin + ${i}) * u.n + ${row};
+      y[at] = value${residual ? " + residual[u.residual + at]" : ""}; }`;
+  };
+  const partOf = (n: string, team: string) =>
+    `(${each(joined, (p) => `part[((${n}) * ${joined}u + ${p}u) * ${teams}u + ${team}]`).join(" + ")})`;
+  const meet = alone
+    ? each(rows * m, (n) => {
+      const r = n % rows, i = Math.floor(n / rows);
+      return `if (lane == ${n % lanes}u) { ${finish(`(row + ${r}u)`, `${i}u`, `s${r}_${i}`, `g${r}_${i}`, "q0")} }`;
+    }).join("\n  ")
+    : `${subgroup === 0 ? "" : "if (lane == 0u) "}{ let place = ${
+      subgroup === 0 ? "first_k" : "slice"
+    } * ${teams}u + team; ${all.map((s, n) => `part[${n * joined * teams}u + place] = ${s};`).join(" ")} }
   workgroupBarrier();
-  if (lane == 0u) {
-    let from_part = team * ${partsOfTeam}u;
+  for (var n = li; n < ${teams * rows * m}u; n += ${threads}u) {
+    let t = n % ${teams}u; let r = n / ${teams}u % ${rows}u; let i = n / ${teams * rows}u;
+    let result = first_row + t * ${rows}u + r;
     ${
-      all.map((s, n) => `${s} = ${each(partsOfTeam, (p) => `part[${n}][from_part + ${p}u]`).join(" + ")};`).join(
-        "\n    ",
+      finish(
+        "result",
+        "i",
+        partOf(`(r + ${firsts.length}u) * ${m}u + i`, "t"),
+        partOf(`r * ${m}u + i`, "t"),
+        m === 1 ? partOf(`${sums.length * m}u`, "t") : partOf(`${sums.length * m}u + i / ${teams}u`, `i % ${teams}u`),
       )
     }
-    ${each(rows * m, (n) => finish(n % rows, Math.floor(n / rows))).join("\n    ")}
   }`;
   return `${mathFunctions(gated ? "ft_sigmoid()" : "")}
-${partsOfTeam === 1 ? "" : `var<workgroup> part: array<array<f32, ${teams * partsOfTeam}>, ${all.length}>;`}
-@compute @workgroup_size(${lanes * teams})
+${alone ? "" : `var<workgroup> part: array<f32, ${all.length * joined * teams}>;`}
+@compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
-  let lane = li % ${lanes}u; let team = li / ${lanes}u;
-  let row = ((wid.z * u.groups + wid.y) * ${teams}u + team) * ${rows}u; let begin = wid.x * ${m}u;
+  let lane = li % ${lanes}u; let team = li / ${lanes}u % ${teams}u; let slice = li / ${lanes * teams}u;
+  let first_k = slice * ${lanes}u + lane;
+  let first_row = (wid.z * u.groups + wid.y) * ${teams * rows}u; let begin = wid.x * ${m}u;
+  let row = first_row + team * ${rows}u;
   ${each(m, (i) => `let x${i} = u.x + min(begin + ${i}u, u.m - 1u) * ${halves}u * u.loads;`).join(" ")}
+  ${
+    m === 1 ? "" : each(
+      squares,
+      (j) => `let own${j} = u.x + min(begin + min(team + ${j * teams}u, ${m - 1}u), u.m - 1u) * ${halves}u * u.loads;`,
+    ).join(
+      " ",
+    )
+  }
   ${all.map((s) => `var ${s} = 0.0f;`).join(" ")}
   ${work}
   ${shuffles}
@@ -182,32 +222,46 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
 }`;
 }
 
-/** The tile for rows of k elements: what was fastest in a chain of all of a model's layers. */
+/** The tile for rows of k elements: what was fastest on an H200, for one row of x in a chain of all of a model's layers. */
 export function pickMatvec(
   { subgroupSize, maxInvocations }: Pick<Capabilities, "subgroupSize" | "maxInvocations">,
-  { k, sections, dtype, m, gated }: Pick<MatvecParts, "dtype" | "m" | "gated"> & {
+  { k, sections, dtype, m, gated, blocks = 1 }: Pick<MatvecParts, "dtype" | "m" | "gated"> & {
     readonly k: number;
     /** Rows of each weight. */
     readonly sections: readonly number[];
+    /** Workgroups that stream the same rows for other rows of x. */
+    readonly blocks?: number;
   },
 ): MatvecTile {
-  const pairs = sections.every((n) => n % 2 === 0) ? 2 : 1;
+  /** The most rows, up to so many, that every weight has a multiple of. */
+  const upTo = (rows: number): number => sections.every((n) => n % rows === 0) ? rows : upTo(rows / 2);
   if (subgroupSize < 16) { // a processor, or no subgroups
-    return { lanes: 8, teams: 8, rows: m > 2 ? pairs : 1, unroll: 1, subgroup: subgroupSize === 8 ? 8 : 0 };
+    const subgroup = subgroupSize === 8 ? 8 : 0;
+    return { lanes: 8, teams: 8, slices: 1, rows: m > 2 ? upTo(2) : 1, unroll: 1, subgroup };
   }
-  const tile = (subgroups: number, teams: number, rows: number, unroll: number): MatvecTile => {
-    const most = Math.min(256, maxInvocations), lanes = Math.min(most, subgroups * subgroupSize);
+  const tile = (lanes: number, teams: number, slices: number, rows: number, unroll: number): MatvecTile => {
+    const most = Math.min(256, maxInvocations) / lanes, some = Math.min(most, slices);
     return {
       lanes,
-      teams: Math.min(teams, most / lanes),
-      rows,
-      unroll: m > 2 ? Math.min(2, unroll) : unroll,
+      teams: Math.min(teams, most / some),
+      slices: some,
+      rows: upTo(rows),
+      unroll,
       subgroup: subgroupSize,
     };
   };
-  if (gated) return m === 1 ? tile(1, 4, pairs, 4) : tile(1, 8, pairs, 2);
-  if (k / matvecWidth(dtype) > 16 * subgroupSize) return tile(4, m === 1 ? 2 : 1, pairs, 4);
-  if (sections.length > 1) return tile(1, 8, 1, 8);
-  if (sections[0] > 8192) return tile(1, 8, pairs, m === 1 ? 2 : 4);
-  return m === 1 ? tile(4, 2, 1, 2) : tile(2, 4, 1, 4);
+  const whole = subgroupSize, loads = k / matvecWidth(dtype), long = loads > 16 * whole, wide = sections[0] > 8192;
+  if (m <= 2) {
+    if (gated) return m === 1 ? tile(whole, 4, 1, 2, 4) : tile(whole, 8, 1, 2, 2);
+    if (long) return tile(whole, m === 1 ? 2 : 1, 4, 2, 4);
+    if (sections.length > 1) return tile(whole, 8, 1, 1, 8);
+    if (wide) return tile(whole, 8, 1, 2, m === 1 ? 2 : 4);
+    return m === 1 ? tile(whole, 2, 4, 1, 2) : tile(whole, 4, 2, 1, 4);
+  }
+  // More rows of x are more to do than to load: teams that are neighbours in a subgroup read the same x at once.
+  if (gated) return blocks === 1 ? tile(whole, 8, 1, 2, 1) : tile(4, 16, 2, 2, 1);
+  if (long) return tile(16, 2, 8, 4, 1);
+  if (sections.length > 1) return tile(4, 8, 8, 2, 1);
+  if (wide) return tile(whole, 8, 1, 4, 1);
+  return blocks === 1 ? tile(16, 2, 8, 4, 1) : tile(8, 4, 4, 4, 1);
 }

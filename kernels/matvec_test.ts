@@ -70,17 +70,18 @@ const plain = { weights: 1, norm: null, gated: false, residual: false } as const
 Deno.test("every way to spread rows over threads gives the product, tails and all", async () => {
   const subgroup = device.capabilities.subgroupSize;
   const tiles: MatvecTile[] = [
-    { lanes: 4, teams: 4, rows: 2, unroll: 2, subgroup: 0 },
+    { lanes: 4, teams: 4, slices: 2, rows: 2, unroll: 2, subgroup: 0 },
     ...(subgroup >= 8
       ? [
-        { lanes: subgroup, teams: 2, rows: 1, unroll: 4, subgroup },
-        { lanes: 4 * subgroup, teams: 2, rows: 2, unroll: 1, subgroup }, // four subgroups meet in workgroup memory
-        { lanes: 4, teams: 8, rows: 4, unroll: 2, subgroup }, // two teams share a subgroup
+        { lanes: subgroup, teams: 2, slices: 1, rows: 1, unroll: 4, subgroup },
+        { lanes: subgroup, teams: 2, slices: 4, rows: 2, unroll: 1, subgroup }, // four subgroups meet in workgroup memory
+        { lanes: 4, teams: 8, slices: 1, rows: 4, unroll: 2, subgroup }, // two teams share a subgroup
+        { lanes: 4, teams: 2, slices: 4, rows: 1, unroll: 2, subgroup }, // slices of a row lie in several subgroups
       ]
       : []),
   ];
   for (const [i, tile] of tiles.entries()) {
-    const dtype = (["bf16", "f32", "f16"] as const)[i % 3], m = [1, 2, 4][i % 3], even = tile.rows;
+    const dtype = (["bf16", "f32", "f16"] as const)[i % 3], m = [1, 2, 4, 8, 2][i], even = tile.rows;
     for (const k of [8, 264]) {
       const one = await both(tile, { ...plain, dtype, m }, k, [23], m);
       assertClose(one.got, one.want, { rtol: 1e-5, atol: 1e-5 });
@@ -104,11 +105,14 @@ Deno.test("pickMatvec() fits the device, and gives a team rows of one weight", (
   for (const subgroupSize of [0, 8, 16, 32, 64]) {
     for (const maxInvocations of [128, 256, 1024]) {
       for (const k of [8, 64, 2048, 8192, 131072]) {
-        for (const m of [1, 2, 4, 8]) {
-          for (const sections of [[2048], [2048, 512, 512], [5, 3]]) {
-            const tile = pickMatvec({ subgroupSize, maxInvocations }, { k, m, sections, dtype: "bf16", gated: false });
-            assert.ok(tile.lanes * tile.teams <= maxInvocations && tile.teams >= 1);
+        for (const [m, blocks] of [[1, 1], [2, 1], [4, 1], [8, 1], [8, 4]]) {
+          for (const sections of [[2048], [2048, 512, 512], [5, 3], [20000], [64, 64]]) {
+            const gated = sections.length === 2 && sections[0] === sections[1];
+            const call = { k, m, sections, blocks, dtype: "bf16" as const, gated };
+            const tile = pickMatvec({ subgroupSize, maxInvocations }, call);
+            assert.ok(tile.lanes * tile.teams * tile.slices <= maxInvocations && tile.teams >= 1);
             assert.equal(Math.log2(tile.lanes) % 1, 0);
+            assert.ok(Number.isInteger(tile.teams) && (tile.subgroup === 0 || tile.lanes <= tile.subgroup));
             assert.ok(sections.every((n) => n % tile.rows === 0));
             assert.ok(tile.subgroup === 0 || tile.subgroup === subgroupSize);
           }

@@ -40,7 +40,7 @@ export function lowerProject(call: Lowering<ProjectParams>): void {
     ...{ m, weights: dense.length, dtype, gated, residual: added !== undefined },
     norm: scale === undefined ? null : scale.dtype as MatmulDType,
   };
-  const tile = pickMatvec(call.capabilities, { ...parts, k, sections });
+  const tile = pickMatvec(call.capabilities, { ...parts, k, sections, blocks: Math.ceil(rows / m) });
   const n = y.shape[1], groups = Math.ceil(n / (tile.teams * tile.rows)), across = Math.min(groups, 65535);
   const uniforms: Record<string, number> = {
     ...{ m: rows, n, loads: k / width, groups: across, x: x.offset / 4 },
