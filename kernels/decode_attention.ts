@@ -12,13 +12,14 @@
  *   this, room for 128: 256 threads, 4 keys a step 1.021 ◀; 2 keys 1.020, 8 keys 1.042; 128 threads 1.027, 512 1.035, 64 1.047
  *   1,000 keys, room for 1,536, keys of a part: 128 1.095 ◀, 256 1.115, 512 1.129, 1,024 1.164
  *   32,700 keys: 64 parts 1.661, 33 parts 1.575 ◀ (46 µs a dispatch, 3.3 TB/s, and 7 to combine)
- * Short texts are latency, 14 µs a dispatch with timestamps around it whatever the tile.
+ * Short texts are latency, 14 µs a dispatch with timestamps around it whatever the tile: decode_attention_chunks.ts is for them.
  */
 import { decodeAttentionInputs, type DecodeAttentionParams, decodeAttentionParts } from "../tensor/decode_attention.ts";
 import { sizeOf } from "../tensor/shape.ts";
 import { attentionCombine, pickAttentionCombine, planAttentionCombine } from "./attention_combine.ts";
 import { lowerCacheAttention } from "./attention_cache_lowering.ts";
 import {
+  type AttentionCapabilities,
   type AttentionStorage,
   denseOperand,
   endSoftmax,
@@ -28,6 +29,12 @@ import {
   plainAttention,
   unpack4,
 } from "./attention_common.ts";
+import {
+  decodeChunksKernel,
+  type DecodeChunksPick,
+  type DecodeChunksSizes,
+  pickDecodeChunks,
+} from "./decode_attention_chunks.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import { mathFunctions } from "./math.ts";
@@ -231,22 +238,28 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
 /** Keys of a part that are worth a workgroup of their own, and workgroups that fill a large device. */
 const leastKeys = 128, enough = 264;
 
+/** Room up to which decode_attention_chunks.ts is picked; its speed is not yet measured. */
+const chunksUpTo = Infinity;
+
+/** The kernel of a call, by what its text depends on, and its number of parts. */
+export type DecodeAttentionPick = DecodeChunksPick | {
+  readonly threads: number;
+  readonly unroll: number;
+  readonly parts: number;
+};
+
 /** The kernel of a call and its number of parts; null where the device or the sizes are not for it. */
 export function pickDecodeAttention(
-  { subgroupSize, maxInvocations }: Pick<Lowering<unknown>["capabilities"], "subgroupSize" | "maxInvocations">,
-  { size, group, units, capacity }: {
-    readonly size: number;
-    readonly group: number;
-    /** Key heads times batch rows. */
-    readonly units: number;
-    readonly capacity: number;
-  },
-): Pick<DecodeAttentionKernel, "threads" | "unroll"> & { readonly parts: number } | null {
-  const lanes = size / 8;
-  if (subgroupSize < lanes || !Number.isInteger(Math.log2(lanes)) || group > 8) return null;
-  const software = subgroupSize <= 8;
+  capabilities: AttentionCapabilities,
+  sizes: DecodeChunksSizes,
+): DecodeAttentionPick | null {
+  const { subgroupSize, maxInvocations } = capabilities, { size, group, units, capacity } = sizes, lanes = size / 8;
+  if (subgroupSize === 0 || !Number.isInteger(Math.log2(lanes)) || group > 8) return null;
   const parts = Math.max(1, Math.min(Math.floor(enough / units), Math.ceil(capacity / leastKeys)));
-  const threads = Math.min(software ? 64 : 256, maxInvocations);
+  const chunks = capacity <= chunksUpTo ? pickDecodeChunks(capabilities, sizes, parts) : null;
+  if (chunks !== null) return chunks;
+  if (subgroupSize < lanes) return null;
+  const software = subgroupSize <= 8, threads = Math.min(software ? 64 : 256, maxInvocations);
   return { threads, unroll: software || group > 4 ? 2 : 4, parts };
 }
 
@@ -256,37 +269,27 @@ export function lowerDecodeAttention(call: Lowering<DecodeAttentionParams>): voi
   const [k, v, out] = call.outputs, [, page, kvHeads, size] = k.shape, batch = given.qkv.shape[0];
   if (sizeOf(out.shape) === 0) return;
   const capacity = given.blockTable ? given.blockTable.shape[1] * page : page, group = heads / kvHeads;
-  const picked = pickDecodeAttention(call.capabilities, { size, group, units: batch * kvHeads, capacity });
+  const storage = k.dtype as AttentionStorage, rows = batch * heads, { subgroupSize } = call.capabilities;
+  const picked = pickDecodeAttention(call.capabilities, { size, group, units: batch * kvHeads, capacity, storage });
   if (picked === null || capacity === 0) return apart(call);
-  const { threads, unroll, parts } = picked, split = parts > 1;
+  const { parts } = picked, split = parts > 1, build = { storage, group, size, padded, paged, split };
   const [qkv, cos, sin, lengths] = [given.qkv, given.cos, given.sin, given.lengths].map((x) => call.dense(x, 1));
   const leftpad = given.leftpad && call.dense(given.leftpad, 1),
     table = given.blockTable && call.dense(given.blockTable, 1);
-  const storage = k.dtype as AttentionStorage, rows = batch * heads;
-  const kernel = decodeAttentionKernel({
-    ...{
-      storage,
-      group,
-      size,
-      threads,
-      unroll,
-      subgroup: call.capabilities.subgroupSize,
-      padded,
-      paged,
-      split,
-    },
-  });
+  const kernel = "unroll" in picked
+    ? decodeAttentionKernel({ ...build, ...picked, subgroup: subgroupSize })
+    : decodeChunksKernel({ ...build, ...picked });
   const partOut = split ? call.temporary([parts, rows, size], "f32") : out;
   const partLse = split ? [call.temporary([parts, rows], "f32")] : [];
   const reads = [qkv, cos, sin, lengths, ...(leftpad ? [leftpad] : []), ...(table ? [table] : [])];
   call.dispatch(kernel, [...reads, k, v, partOut, ...partLse], {
-    ...{ batch, kvHeads, parts, capacity, page, known: cos.shape[0] },
+    ...{ batch, kvHeads, parts, capacity, page, blocks: k.shape[0], known: cos.shape[0] },
     pagesRow: table?.shape[1] ?? 0,
     ...{ qkv: qkv.offset, cos: cos.offset, sin: sin.offset, lengths: lengths.offset },
     leftpad: leftpad?.offset ?? 0,
     pages: table?.offset ?? 0,
     scale: Math.LOG2E / Math.sqrt(size),
-  }, [kvHeads, batch, parts]);
+  }, ["rows" in picked ? heads / picked.rows : kvHeads, batch, parts]);
   if (!split) return;
   const combine = pickAttentionCombine(parts, { valueDim: size, out: denseOperand("f32", size), sinks: false });
   const { workgroups, uniforms } = planAttentionCombine(combine, batch, 1, heads, parts);

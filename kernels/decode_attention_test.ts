@@ -35,16 +35,16 @@ Deno.test("groups up to eight heads, and parts of long texts, give what the CPU 
 });
 
 Deno.test("pickDecodeAttention() splits long texts alone, and leaves other sizes to two ops", () => {
-  const device = { subgroupSize: 32, maxInvocations: 1024 };
+  const device = { subgroupSize: 32, maxInvocations: 1024, maxWorkgroupMemory: 49152 };
   const at = (capacity: number, more = {}) =>
-    pickDecodeAttention(device, { size: 64, group: 4, units: 8, capacity, ...more });
+    pickDecodeAttention(device, { size: 64, group: 4, units: 8, capacity, storage: "bf16", ...more });
   assert.equal(at(128)?.parts, 1);
   assert.equal(at(1024)?.parts, 8);
   assert.equal(at(32768)?.parts, 33);
   assert.equal(at(32768, { units: 512 })?.parts, 1);
   for (const other of [{ size: 80 }, { size: 12 }, { group: 9 }]) assert.equal(at(100, other), null);
   assert.equal(
-    pickDecodeAttention({ ...device, subgroupSize: 0 }, { size: 64, group: 4, units: 8, capacity: 9 }),
+    pickDecodeAttention({ ...device, subgroupSize: 0 }, { size: 64, group: 4, units: 8, capacity: 9, storage: "bf16" }),
     null,
   );
 });
