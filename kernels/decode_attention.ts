@@ -33,6 +33,7 @@ import {
   decodeChunksKernel,
   type DecodeChunksPick,
   type DecodeChunksSizes,
+  enough,
   pickDecodeChunks,
 } from "./decode_attention_chunks.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
@@ -235,8 +236,8 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
 }`;
 }
 
-/** Keys of a part that are worth a workgroup of their own, and workgroups that fill a large device. */
-const leastKeys = 128, enough = 264;
+/** Keys of a part that are worth a workgroup of their own. */
+const leastKeys = 128;
 
 /** Room up to which decode_attention_chunks.ts is picked; its speed is not yet measured. */
 const chunksUpTo = Infinity;

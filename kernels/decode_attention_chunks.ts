@@ -248,8 +248,8 @@ export interface DecodeChunksSizes extends Pick<DecodeChunksKernel, "size" | "gr
   readonly capacity: number;
 }
 
-/** Workgroups that a device runs side by side; WebGPU does not tell. */
-const enough = 264;
+/** Workgroups that fill a large device; WebGPU does not tell how large one is. */
+export const enough = 264;
 
 /**
  * Fixed chunks where one part, or at most `parts`, hold the room, and a workgroup for every query head while those are few; or
