@@ -71,9 +71,9 @@ import {
   featureFunctions,
   keyRow,
 } from "./attention_options.ts";
-import { mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
+import { dotProduct, mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
+import { carefulFunctions, lowOf, powerOf } from "./attention_careful.ts";
 import { each, type Kernel } from "./kernel.ts";
-import { mathFunctions } from "./math.ts";
 
 /** Everything that the text of the keys kernel or the queries kernel depends on. */
 export interface AttentionBackwardParams extends AttentionOperands, AttentionOrder {
@@ -86,7 +86,7 @@ export interface AttentionBackwardParams extends AttentionOperands, AttentionOrd
   readonly parts: number;
   /** A tile's sums are made apart and then added, for fewer roundings in a row and more registers. */
   readonly stepwise: boolean;
-  /** Powers to the last digit, where few rows or few keys average nothing: see `attentionBackwardNorms`. */
+  /** Scores in two floats and powers to the last digit, where few rows or few keys average nothing: see `attentionBackwardNorms`. */
   readonly careful: boolean;
   /** Queries kernel only: also write dS, f32 [B, H, Sq, Sk], where a query sees a key. */
   readonly dBias: boolean;
@@ -130,7 +130,13 @@ export function backwardKernel(
   return attentionKernel(nameOf(kind, params), params, {
     reads: { dOut: operandType(params.dOut), rowStats: "vec4f" },
     writes,
-    uniforms: { tiles: "u32", parts: "u32", batch: "u32", gradScale: "f32" },
+    uniforms: {
+      tiles: "u32",
+      parts: "u32",
+      batch: "u32",
+      gradScale: "f32",
+      ...(params.careful ? { scaleLow: "f32" } : {}),
+    },
     requires: params.tile.lanes ? ["subgroups"] : [],
   }, body);
 }
@@ -149,24 +155,37 @@ ${operandReader("dOut", dOut, valueDim)}
 ${writerFunctions(grad)}
 ${outputs.map(([name, size]) => operandWriter(name, denseOperand(grad, size), size)).join("\n")}
 ${featureFunctions(features)}
-${mathFunctions(`${power(params)}()`)}
+${params.careful ? carefulFunctions : ""}
 ${tileMemory(tile, outsMost(params))}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let tx = li % ${tile.tx}u; let ty = li / ${tile.tx}u;`;
 }
 
-/** The function by which scores become probabilities. */
-function power({ careful }: Pick<AttentionBackwardParams, "careful">): string {
-  return careful ? "ft_exp2" : "exp2";
-}
-
 /**
  * The probability of a score of the row whose numbers stand in `stats`. It is none above 1: an lse beyond 2^31 is rounded by so
  * much that the power alone would overflow.
  */
-export function probability(params: Pick<AttentionBackwardParams, "careful">, score: string, stats: string): string {
-  return `${power(params)}(min(${score} - ${stats}.x - ${stats}.z, 0.0f))`;
+export function probability({ careful }: Pick<AttentionBackwardParams, "careful">, s: string, stats: string): string {
+  if (careful) return `min(${powerOf(s, `${stats}.x`, `${stats}.z`)}, 1.0f)`;
+  return `exp2(min(${s} - ${stats}.x - ${stats}.z, 0.0f))`;
+}
+
+/** The products of both kernels, dPᵀ or dP in `g` and Sᵀ or S in `s`, by what stands left and right of each. */
+export function products(
+  { tile, careful }: AttentionBackwardParams,
+  g: readonly [TileRows, TileRows],
+  s: readonly [TileRows, TileRows],
+): string {
+  const clear = (name: string): string =>
+    each(tile.rows, (r) => each(tile.columns, (c) => `var ${name}${r}_${c} = 0.0f;`).join(" ")).join("\n");
+  return [
+    clear("g"),
+    clear("s"),
+    ...(careful ? [clear(lowOf("s"))] : []),
+    dotProduct(tile, "g", ...g, careful ? "eights" : "plain"),
+    dotProduct(tile, "s", ...s, careful ? "careful" : "plain"),
+  ].join("\n");
 }
 
 /** A tile's share of a result, `${to}r_e`, with `outs` vec4f a row of it. */
@@ -186,13 +205,15 @@ export function mixInto(
   ${perRow((r, e) => `${to}${r}_${e} += step${r}_${e};`)} }`;
 }
 
-/** The four operands as rows of a tile: queries from `q0`, keys from `k0`. */
+/** The four operands as rows of a tile, queries from `q0`, keys from `k0`, and q as scores want it. */
 export function operands(
-  { headDim, valueDim, dOut, features }: AttentionBackwardParams,
-): Record<"q" | "k" | "v" | "dOut", TileRows> {
+  { headDim, valueDim, dOut, features, careful }: AttentionBackwardParams,
+): Record<"q" | "scaled" | "k" | "v" | "dOut", TileRows> {
   const queries = { first: "q0", limit: "sq" }, keys = { first: "k0", limit: "sk" };
+  const q = { name: "q", size: headDim, start: (i: string) => `qBase + ${i} * u.qSeq`, ...queries };
   return {
-    q: { name: "q", size: headDim, start: (i) => `qBase + ${i} * u.qSeq`, ...queries },
+    q,
+    scaled: careful ? q : { ...q, scale: " * u.scale" },
     k: { name: "k", size: headDim, start: (j) => keyRow(features, "k", j), ...keys },
     v: { name: "v", size: valueDim, start: (j) => keyRow(features, "v", j), ...keys },
     dOut: {
@@ -272,9 +293,10 @@ function backwardTiles(
 ): { keys: AttentionTile[]; queries: AttentionTile[] } {
   const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = dim <= 128 ? [tileOf(8, 8, 4, 4, 8), tileOf(8, 4, 4, 4, 8)] : [tileOf(16, 4, 4, 4, 8)];
+  if (careful) return { keys: last, queries: last };
   if (isSoftware(subgroupSize)) { // a large text takes seconds to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128;
-    const large = dim <= lanesMost && !dropout && !careful ? lanesTile(subgroupSize) : tileOf(8, 16, 8, 8, 8);
+    const large = dim <= lanesMost && !dropout ? lanesTile(subgroupSize) : tileOf(8, 16, 8, 8, 8);
     const tiles = worth ? [large, ...last] : last;
     return { keys: tiles, queries: tiles };
   }

@@ -7,12 +7,13 @@ import {
   operands,
   preamble,
   probability,
+  products,
 } from "./attention_backward.ts";
 import { dropoutText, isEdge, locateBatch, locateHead, queryRange, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
 import { locateOwnKeys, partOf } from "./attention_parts.ts";
-import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
+import { columnOf, four, rowOf } from "./attention_tiles.ts";
 import { components, each, type Kernel } from "./kernel.ts";
 
 /**
@@ -30,15 +31,13 @@ function body(params: AttentionBackwardParams): string {
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
   const keyTile = ty * rows, queryTile = tx * columns;
-  const { q, k, v, dOut } = operands(params),
-    scaled = { ...q, scale: " * u.scale" },
+  const { q, scaled, k, v, dOut } = operands(params),
     partRow = parts > 1 ? " + part * u.batch * u.sk" : "";
   const key = (r: number): string => `(k0 + ${rowOf(tile, r)})`;
   const query = (c: number): string => `(q0 + ${columnOf(tile, c)})`;
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
   const zeros = (name: string, outs: number): string =>
     perRow((r) => each(outs, (e) => `var ${name}${r}_${e} = vec4f();`).join(" "));
-  const clear = (name: string): string => perRow((r) => each(columns, (c) => `${name}${r}_${c} = 0.0f;`).join(" "));
 
   // The dropout generator gives four keys of one query a call, so its bits are drawn column by column beforehand.
   const drops = !features.dropout ? "" : [
@@ -67,7 +66,9 @@ function body(params: AttentionBackwardParams): string {
       components.map((x, i) => {
         const c = n * 4 + i, s = `s${r}_${c}`;
         const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
-        return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${scoreText(features, s, query(c), key(r))} ` +
+        return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${
+          scoreText(features, s, query(c), key(r), "", careful)
+        } ` +
           `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y${
             careful ? ` + stats${c}.w` : ""
           })${slope}; }`;
@@ -98,10 +99,7 @@ function body(params: AttentionBackwardParams): string {
     ${ownRows(tile, k)}
     ${ownRows(tile, v)}
     for (var q0 = walkFrom; q0 < walkTo; q0 += ${queryTile}u) {
-      ${clear("var g")}
-      ${clear("var s")}
-      ${dotProduct(tile, "g", v, dOut, careful)}
-      ${dotProduct(tile, "s", k, scaled, careful)}
+      ${products(params, [v, dOut], [k, scaled])}
       ${stats(tile, query)}
       let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
       ${drops}

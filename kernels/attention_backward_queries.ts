@@ -7,12 +7,13 @@ import {
   operands,
   preamble,
   probability,
+  products,
 } from "./attention_backward.ts";
 import { dropoutText, isEdge, keyRange, locateBatch, locateHead, scoreText, visible } from "./attention_options.ts";
 import { rangeText } from "./attention_matrix_powers.ts";
 import { ownRows } from "./attention_lanes.ts";
 import { locateQueries, partOf } from "./attention_parts.ts";
-import { columnOf, dotProduct, four, rowOf } from "./attention_tiles.ts";
+import { columnOf, four, rowOf } from "./attention_tiles.ts";
 import { components, each, type Kernel } from "./kernel.ts";
 
 /**
@@ -30,13 +31,11 @@ function body(params: AttentionBackwardParams): string {
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim);
   const queryTile = ty * rows, keyTile = tx * columns;
-  const { q, k, v, dOut } = operands(params),
-    scaled = { ...q, scale: " * u.scale" },
+  const { scaled, k, v, dOut } = operands(params),
     partRow = parts > 1 ? " + part * u.batch * u.sq" : "";
   const query = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
   const key = (c: number): string => `(k0 + ${columnOf(tile, c)})`;
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
-  const clear = (name: string): string => perRow((r) => each(columns, (c) => `${name}${r}_${c} = 0.0f;`).join(" "));
   const gradients = (r: number, n: number): string =>
     `{
     let dp = ${four("g", r, n)};
@@ -50,7 +49,7 @@ function body(params: AttentionBackwardParams): string {
         ];
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
-        return `{ ${scoreText(features, s, query(r), key(c))} ` +
+        return `{ ${scoreText(features, s, query(r), key(c), "", careful)} ` +
           `let ds = ${probability(params, s, `stats${r}`)} * (dp.${x}${seen} - stats${r}.y${
             careful ? ` + stats${r}.w` : ""
           }); ${bias} ${s} = ds${slope}; }`;
@@ -86,10 +85,7 @@ function body(params: AttentionBackwardParams): string {
   ${ownRows(tile, scaled)}
   ${ownRows(tile, dOut)}
   for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
-    ${clear("var g")}
-    ${clear("var s")}
-    ${dotProduct(tile, "g", dOut, v, careful)}
-    ${dotProduct(tile, "s", scaled, k, careful)}
+    ${products(params, [dOut, v], [scaled, k])}
     let edge = ${isEdge(features, "q0", queryTile, "k0", keyTile)};
     ${perRow((r) => each(columns / 4, (n) => gradients(r, n)).join("\n"))}
     ${mixInto(params, "s", k, outsK, "x", `min(${keyTile}u, walkTo - k0)`)}

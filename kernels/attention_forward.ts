@@ -85,10 +85,12 @@ import {
   reduceRows,
   rowOf,
   rowScratch,
+  type Sums,
   tileMemory,
   type TileRows,
   workgroupBytes,
 } from "./attention_tiles.ts";
+import { carefulFunctions, lowOf } from "./attention_careful.ts";
 import { each, type Kernel } from "./kernel.ts";
 
 /** Everything that the text of the forward kernel depends on. */
@@ -98,8 +100,8 @@ export interface AttentionForwardParams extends AttentionOperands, AttentionOrde
   readonly subgroups: boolean;
   /** Workgroups that share a tile's keys; above 1 out and lse are those of parts, f32, for `attentionCombine`. */
   readonly parts: number;
-  /** Scores of fewer roundings, where few queries or few keys average nothing. */
-  readonly careful: boolean;
+  /** Scores of fewer roundings, where few queries or few keys average nothing: by eights for 16 bits, careful for f32. */
+  readonly sums: Sums;
 }
 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
@@ -112,24 +114,25 @@ export function attentionForwardMemory(params: AttentionForwardParams): number {
  * the bits of f32 [B, H, Sq], −∞ among them (variable length: [Tq, H, Dv] and [H, Tq]).
  */
 export function attentionForward(params: AttentionForwardParams): Kernel {
-  const { tile, headDim, valueDim, q, k, v, out, subgroups, longFirst, parts, careful } = params;
+  const { tile, headDim, valueDim, q, k, v, out, subgroups, longFirst, parts, sums } = params;
   const name = [
     `attention_forward_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, out].map(operandName),
     ...(longFirst ? ["long"] : []),
     ...(parts > 1 ? ["split"] : []),
-    ...(careful ? ["careful"] : []),
+    ...(sums === "plain" ? [] : [sums]),
     ...(subgroups ? ["subgroups"] : []),
   ];
   return attentionKernel(name, params, {
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: { tiles: "u32", parts: "u32", batch: "u32" },
+    uniforms: { tiles: "u32", parts: "u32", batch: "u32", ...(sums === "careful" ? { scaleLow: "f32" } : {}) },
     requires: subgroups ? ["subgroups"] : [],
   }, body);
 }
 
 function body(params: AttentionForwardParams): string {
-  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, parts, careful } = params;
+  const { tile, headDim, valueDim, q, k, v, out, features, subgroups, parts, sums } = params,
+    careful = sums === "careful";
   const { tx, ty, rows, columns } = tile;
   const queryTile = ty * rows, keyTile = tx * columns, outs = outsOf(tile, valueDim);
   const row = (r: number): string => `(q0 + ${rowOf(tile, r)})`;
@@ -144,7 +147,7 @@ function body(params: AttentionForwardParams): string {
     start: (i) => `qBase + ${i} * u.qSeq`,
     first: "q0",
     limit: "sq",
-    scale: " * u.scale",
+    scale: careful ? undefined : " * u.scale",
   };
   const keysOf = (name: "k" | "v", size: number): TileRows => ({
     name,
@@ -162,6 +165,7 @@ ${operandReader("v", v, valueDim)}
 ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
+${careful ? carefulFunctions : ""}
 ${tileMemory(tile, outs)}
 ${rowScratch(threads(tile), rows, subgroups)}
 @compute @workgroup_size(${threads(tile)})
@@ -179,16 +183,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   }
   ${ownRows(tile, queries)}
   for (var k0 = walkFrom; k0 < walkTo; k0 += ${keyTile}u) {
-    ${cells((r, c) => `var s${r}_${c} = 0.0f;`).join("\n")}
-    ${dotProduct(tile, "s", queries, keysOf("k", headDim), careful)}
+    ${cells((r, c) => `var s${r}_${c} = 0.0f;${careful ? ` var ${lowOf(`s${r}_${c}`)} = 0.0f;` : ""}`).join("\n")}
+    ${dotProduct(tile, "s", queries, keysOf("k", headDim), sums)}
     ${
-    changesScores(features)
-      ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c))} }`).join("\n")
+    careful || changesScores(features)
+      ? cells((r, c) => `{ ${scoreText(features, `s${r}_${c}`, row(r), column(c), "", careful)} }`).join("\n")
       : ""
   }
     if (${isEdge(features, "q0", queryTile, "k0", keyTile)}) {
       ${
-    cells((r, c) => `s${r}_${c} = select(${masked}, s${r}_${c}, ${visible(features, row(r), column(c))});`).join("\n")
+    cells((r, c) => {
+      const s = `s${r}_${c}`, seen = visible(features, row(r), column(c));
+      return `${
+        careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, ${seen}); ` : ""
+      }${s} = select(${masked}, ${s}, ${seen});`;
+    }).join("\n")
   }
     }
     ${perRow((r) => `var x${r} = ${each(columns, (c) => `s${r}_${c}`).reduce((a, b) => `max(${a}, ${b})`)};`)}
@@ -198,7 +207,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       [
         `x${r} = max(m${r}, x${r}); let f${r} = exp2(m${r} - x${r}); m${r} = x${r}; l${r} *= f${r};`,
         ...each(outs, (e) => `o${r}_${e} *= f${r};`),
-        ...each(columns, (c) => `s${r}_${c} = exp2(s${r}_${c} - m${r}); l${r} += s${r}_${c};`),
+        ...each(columns, (c) => {
+          const s = `s${r}_${c}`;
+          return `${s} = exp2(${s} - m${r}${careful ? ` + ${lowOf(s)}` : ""}); l${r} += ${s};`;
+        }),
       ].join(" ")
     )
   }
@@ -246,13 +258,13 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
-  const careful = isFew(seqlenQ, seqlenK);
+  const sums: Sums = !isFew(seqlenQ, seqlenK) ? "plain" : storage.q === "f32" ? "careful" : "eights";
   const common = {
     ...operandsOf(shape, at, storage, operandOf),
     longFirst: features.window,
-    careful,
+    sums,
   };
-  for (const tile of forwardTiles(capabilities, shape, features, storage.k)) {
+  for (const tile of forwardTiles(capabilities, shape, features, storage.k, sums)) {
     const { tx, ty, rows, columns } = tile, workgroups = batch * heads * Math.ceil(seqlenQ / (ty * rows));
     const parts = features.lengths === "varlen" || features.range === "left"
       ? 1
@@ -276,9 +288,11 @@ function forwardTiles(
   { batch, heads, seqlenQ, seqlenK, headDim, valueDim }: AttentionShape,
   { dropout, window }: AttentionFeatures,
   storage: AttentionStorage,
+  sums: Sums,
 ): AttentionTile[] {
   const many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = tileOf(valueDim <= 128 ? 8 : 16, 4, 4, 4, 8);
+  if (sums === "careful") return [...(valueDim <= 128 ? [tileOf(8, 8, 4, 4, 8)] : []), last];
   if (isSoftware(subgroupSize) && valueDim <= 128) { // a large text takes a second to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21;
     const large = Math.max(headDim, valueDim) <= lanesMost && !dropout

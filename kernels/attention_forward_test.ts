@@ -105,7 +105,8 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     { ...base, subgroups: !base.subgroups },
     { ...base, longFirst: !base.longFirst },
     { ...base, parts: 1 },
-    { ...base, careful: true },
+    { ...base, sums: "eights" as const },
+    { ...base, sums: "careful" as const },
   ];
   const kernels = variants.map(attentionForward);
   assert.equal(new Set(kernels.map(({ name }) => name)).size, variants.length);

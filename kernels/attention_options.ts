@@ -7,6 +7,7 @@
  *
  * Names that the text here expects: `i` and `j` of a score as u32, `shift` = Sk − Sq, `b` and `h`.
  */
+import { cappedText, joinProductText, lowOf, scaleText } from "./attention_careful.ts";
 import {
   type AttentionFeatures,
   type AttentionLayout,
@@ -137,11 +138,13 @@ export function attentionUniforms(
   };
 }
 
-/** What `featureFields` holds for a call, `scale` among it. */
+/** What `featureFields` holds for a call, `scale` among it, and what careful kernels read beside it. */
 function featureUniforms(features: AttentionFeatures, settings: AttentionSettings): Record<string, number> {
   const { softmaxScale, window: [left, right] = [-1, -1], softcap = 1, dropout = 0 } = settings;
+  const scale = features.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E;
   return {
-    scale: features.softcap ? softmaxScale / softcap : softmaxScale * Math.LOG2E,
+    scale,
+    scaleLow: scale - Math.fround(scale),
     ...(features.lengths === "varlen" ? { maxQ: settings.maxSeqlenQ ?? 0 } : {}),
     ...(features.lengths === "cache" ? { added: settings.added ?? 0 } : {}),
     ...(features.window ? { left: left < 0 ? unbounded : left, right: right < 0 ? unbounded : right } : {}),
@@ -276,16 +279,31 @@ export function changesScores({ softcap, alibi, bias, mask }: AttentionFeatures)
  * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh.
  *
  * @param suffix of the names that `locateScores` declared
+ * @param careful the score has two floats, as attention_careful.ts has them, and is not yet scaled
  */
-export function scoreText(features: AttentionFeatures, s: string, i: string, j: string, suffix = ""): string {
+export function scoreText(
+  features: AttentionFeatures,
+  s: string,
+  i: string,
+  j: string,
+  suffix = "",
+  careful = false,
+): string {
   const { softcap, alibi, bias, mask } = features;
+  const distance = `abs(f32(i32(${i}) + shift - i32(${j})))`;
   // Past the end of the rows and keys there is nothing to read, and nobody looks at the score.
   const at = (name: string): string =>
     `${name}Base${suffix} + min(${i}, sq - 1u) * u.${name}Row + min(${j}, sk - 1u) * u.${name}Column`;
   return [
-    softcap ? `let t = attention_tanh(${s}); ${s} = t * u.softcap;` : "",
-    alibi ? `${s} -= slope${suffix} * abs(f32(i32(${i}) + shift - i32(${j})));` : "",
-    bias === "none" ? "" : `${s} += bias_one(${at("bias")}) * 1.4426950408889634f;`,
+    careful ? scaleText(s) : "",
+    softcap ? `let t = attention_tanh(${s}); ${careful ? cappedText(s) : `${s} = t * u.softcap;`}` : "",
+    !alibi ? "" : careful ? joinProductText(s, `-slope${suffix}`, distance) : `${s} -= slope${suffix} * ${distance};`,
+    bias === "none"
+      ? ""
+      : careful
+      ? joinProductText(s, `bias_one(${at("bias")})`, "1.4426950408889634f")
+      : `${s} += bias_one(${at("bias")}) * 1.4426950408889634f;`,
+    mask && careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, mask[${at("mask")}] != 0u);` : "",
     mask ? `${s} = select(${masked}, ${s}, mask[${at("mask")}] != 0u);` : "",
   ].filter((text) => text !== "").join(" ");
 }

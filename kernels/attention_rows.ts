@@ -13,7 +13,6 @@ import {
   operandReader,
   operandType,
 } from "./attention_common.ts";
-import { mathFunctions } from "./math.ts";
 import {
   attentionKernel,
   dropoutText,
@@ -24,6 +23,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { carefulFunctions, lowOf, powerOf } from "./attention_careful.ts";
 import { rowProduct } from "./attention_tiles.ts";
 import { type Kernel, kernel } from "./kernel.ts";
 
@@ -41,7 +41,7 @@ export interface AttentionRowsParams {
 
 /**
  * The rows kernel: from out and dOut, dense [B, Sq, H, Dv], lse and dLse, [B, H, Sq], to rowStats, vec4f [B, H, Sq]:
- * (high part of lse·log₂e, D, its low part, 0; with `careful` D lacks −dLSE, which is last), and 10³⁰ for the lse of a row that sees no key, so that its every p is 0.
+ * (high part of lse·log₂e, D, its low part, 0; with `careful` the high part is whole, and D lacks −dLSE, which is last), and 10³⁰ for the lse of a row that sees no key, so that its every p is 0.
  *
  * A rounded lse·log₂e would cost p more digits than lse itself has lost: factors of 12 bits have an exact product. D is
  * summed in the order of the products that it is subtracted from, so that a row with one key has gradient 0 exactly.
@@ -67,7 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       valueDim,
       `out_at(row * ${valueDim / out.unit}u, d4)`,
       `dOut_at(row * ${valueDim / dOut.unit}u, d4)`,
-      careful,
+      careful ? "eights" : "plain",
     )
   }
   let i = row / u.heads; let h = row % u.heads;
@@ -76,9 +76,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   let natural = lse[at];
   let coarse = bitcast<f32>(bitcast<u32>(natural) & 0xfffff000u);
   let low = coarse * ${Math.LOG2E - coarseLog2e}f + (natural - coarse) * ${Math.LOG2E}f;
-  rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), vec4f(coarse * ${coarseLog2e}f, sum, low, ${
-    careful ? "dLse[at]" : "0.0f"
-  }), natural > -1e30f);
+  let high = coarse * ${coarseLog2e}f;
+  let stats = ${
+    careful ? "vec4f(round(high), sum, high - round(high) + low, dLse[at])" : "vec4f(high, sum, low, 0.0f)"
+  };
+  rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), stats, natural > -1e30f);
 }`);
 }
 
@@ -111,20 +113,21 @@ export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
   return attentionKernel(name, params, {
     reads: { dOut: operandType(dOut) },
     writes: { rowStats: "vec4f" },
+    uniforms: { scaleLow: "f32" },
   }, normsBody);
 }
 
 function normsBody({ headDim, valueDim, q, k, v, dOut, features }: AttentionNormsParams): string {
   const all = 64, row = `((outRow + i) * u.heads + h) * ${valueDim / dOut.unit}u`;
-  const product = (name: string, size: number, a: string, b: string): string =>
-    `var ${name} = 0.0f; { var sum = 0.0f; ${rowProduct(size, a, b, true)} ${name} = sum; }`;
   // Every key's score and gradient, then what is to be done with them where the query sees the key.
   const eachKey = (body: string): string =>
     `for (var j = li; j < sk; j += ${all}u) {
-    ${product("s", headDim, "q_at(qBase + i * u.qSeq, d4) * u.scale", `k_at(${keyRow(features, "k", "j")}, d4)`)}
-    ${product("dp", valueDim, `dOut_at(${row}, d4)`, `v_at(${keyRow(features, "v", "j")}, d4)`)}
+    var sum = 0.0f;
+    ${rowProduct(valueDim, `dOut_at(${row}, d4)`, `v_at(${keyRow(features, "v", "j")}, d4)`, "eights")}
+    var dp = sum; var ${lowOf("sum")} = 0.0f; sum = 0.0f;
+    ${rowProduct(headDim, "q_at(qBase + i * u.qSeq, d4)", `k_at(${keyRow(features, "k", "j")}, d4)`, "careful")}
     ${features.dropout ? `{ ${dropoutText("i", "j >> 2u")} dp *= kept[j & 3u] * u.keepScale; }` : ""}
-    { ${scoreText(features, "s", "i", "j")} }
+    { ${scoreText(features, "sum", "i", "j", "", true)} }
     if (${visible(features, "i", "j")}) { ${body} }
   }`;
   const tree = (join: string): string =>
@@ -139,7 +142,7 @@ ${operandReader("k", k, headDim)}
 ${operandReader("v", v, valueDim)}
 ${operandReader("dOut", dOut, valueDim)}
 ${featureFunctions(features)}
-${mathFunctions("ft_exp2()")}
+${carefulFunctions}
 var<workgroup> parts: array<vec2f, ${all}>;
 @compute @workgroup_size(${all})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
@@ -149,17 +152,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${locateHead(features)}
   let stats = rowStats[lseAt + i];
   var top = vec2f(-3e38f, 0.0f);
-  ${eachKey("if (s > top.x) { top = vec2f(s, dp); }")}
+  ${eachKey("if (sum > top.x) { top = vec2f(sum, dp); }")}
   parts[li] = top;
   ${tree("select(a, b, b.x > a.x)")}
   let center = parts[0].y;
   workgroupBarrier();
   var sums = vec2f();
-  ${eachKey("let e = ft_exp2(s - stats.x - stats.z); sums += vec2f(e, e * (dp - center));")}
+  ${eachKey(`let e = ${powerOf("sum", "stats.x", "stats.z")}; sums += vec2f(e, e * (dp - center));`)}
   parts[li] = sums;
   ${tree("a + b")}
   if (li == 0u && stats.x < 1e30f) {
-    let sink = ${features.sinks ? "ft_exp2(sinks[h] * 1.4426950408889634f - stats.x - stats.z)" : "0.0f"};
+    let sink = ${features.sinks ? "ft_power(sinks[h] * 1.4426950408889634f, 0.0f, stats.x, stats.z)" : "0.0f"};
     let total = parts[0].x + sink; let over = total - 1.0f;
     // log₂ of what is nearly 1, where a device's own may be off by 2⁻²¹.
     let change = over * (1.0f - over * (0.5f - over * 0.33333333f)) * 1.4426950408889634f;

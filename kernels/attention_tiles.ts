@@ -15,8 +15,9 @@
  * common axis, so that the stores of neighbouring threads fall into different banks.
  */
 import { type AttentionTile, threads } from "./attention_common.ts";
+import { joinText, partsText } from "./attention_careful.ts";
 import { lanesDot, lanesMix } from "./attention_lanes.ts";
-import { each } from "./kernel.ts";
+import { components, each } from "./kernel.ts";
 
 /** Bytes of workgroup memory: both sides of a chunk, and what reduces rows without subgroups. */
 export function workgroupBytes(tile: AttentionTile, outs: number, scratch: boolean): number {
@@ -148,14 +149,17 @@ function walk(count: string, staged: readonly Staged[], before: string, multiply
 }`;
 }
 
+/** How products are summed: one after another, by eights, or into two floats, as attention_careful.ts has them. */
+export type Sums = "plain" | "eights" | "careful";
+
 /**
  * A whole product of scores: `${s}r_c` += A·Bᵀ, A along the tile's rows.
  *
- * @param careful eight products at a time are added up before they join the sum, as `rowProduct` does it for one score
+ * @param sums eight products at a time may be added up before they join the sum, as `rowProduct` does it for one score
  */
-export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, careful = false): string {
+export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileRows, sums: Sums = "plain"): string {
   if (tile.lanes) return lanesDot(tile, s, a, b);
-  const { tx, ty, rows, columns, depth } = tile, to = careful ? "eight" : s;
+  const { tx, ty, rows, columns, depth } = tile, to = sums === "plain" ? s : "eight";
   const perScore = (f: (id: string) => string): string[] =>
     each(rows, (r) => each(columns, (n) => f(`${r}_${n}`)).join(" "));
   const fours = each(depth / 4, (d4) => {
@@ -179,19 +183,38 @@ export function dotProduct(tile: AttentionTile, s: string, a: TileRows, b: TileR
       ...fours.slice(2 * n, 2 * n + 2),
       `${perScore((id) => `${s}${id} += eight${id};`).join("\n")} }`,
     ].join("\n"));
+  // A loop, since these steps are ten times as long.
+  const careful = `for (var d = 0u; d < ${depth}u; d++) {
+    let turn = d / 4u * ${32 / depth}u; let la = ty ^ (turn & ${ty - 1}u); let lb = tx ^ (turn & ${tx - 1}u);
+    ${each(rows / 4, (q) => `let a${q} = left[d / 4u][d % 4u][${q}][la]; ${partsText(`a${q}`, "vec4f")}`).join("\n")}
+    ${
+    each(columns / 4, (q) => `let b${q} = right[d / 4u][d % 4u][${q}][lb]; ${partsText(`b${q}`, "vec4f")}`).join("\n")
+  }
+    ${
+    each(rows, (r) =>
+      each(columns, (n) =>
+        joinText(`${s}${r}_${n}`, `a${r >> 2}[${r & 3}]`, `b${n >> 2}[${n & 3}]`)).join("\n"))
+      .join("\n")
+  }
+  }`;
   const staged = [...turned(tile, "left", a), ...turned(tile, "right", b)];
-  return walk(`${Math.ceil(a.size / depth)}u`, staged, "", careful ? eights : fours);
+  return walk(`${Math.ceil(a.size / depth)}u`, staged, "", { plain: fours, eights, careful: [careful] }[sums]);
 }
 
 /**
  * `sum` += one whole product of rows of `size` elements, in the order of `dotProduct`: statements in which `a` and `b`
  * are the vec4f of both rows at `d4`.
  */
-export function rowProduct(size: number, a: string, b: string, careful: boolean): string {
+export function rowProduct(size: number, a: string, b: string, sums: Sums): string {
   const size4 = Math.ceil(size / 4),
     fours = (to: string) =>
       `let a = ${a}; let b = ${b}; ${to} = fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, ${to}))));`;
-  if (!careful) return `for (var d4 = 0u; d4 < ${size4}u; d4++) { ${fours("sum")} }`;
+  if (sums === "careful") {
+    const steps = components.map((x) => joinText("sum", `a.${x}`, `b.${x}`)).join(" "),
+      parts = partsText("a", "vec4f") + partsText("b", "vec4f");
+    return `for (var d4 = 0u; d4 < ${size4}u; d4++) { let a = ${a}; let b = ${b}; ${parts} ${steps} }`;
+  }
+  if (sums === "plain") return `for (var d4 = 0u; d4 < ${size4}u; d4++) { ${fours("sum")} }`;
   return `for (var first = 0u; first < ${size4}u; first += 2u) {
     var eight = 0.0f;
     for (var d4 = first; d4 < min(first + 2u, ${size4}u); d4++) { ${fours("eight")} }

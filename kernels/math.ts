@@ -10,6 +10,14 @@ interface Text {
   readonly text: string;
 }
 
+/** `y` = 2^r for |r| ≤ ½. */
+const exp2Near0 = `  var p = fma(r, 1.535336188319500e-4, 1.339887440266574e-3);
+  p = fma(p, r, 9.618437357674640e-3);
+  p = fma(p, r, 5.550332471162809e-2);
+  p = fma(p, r, 2.402264791363012e-1);
+  p = fma(p, r, 6.931472028550421e-1);
+  let y = fma(p, r, 1.0);`;
+
 const functions: Readonly<Record<string, Text>> = {
   // A constant infinity or NaN is an error in WGSL; a private variable is not a constant.
   ft_inf: {
@@ -48,17 +56,36 @@ fn ft_exp2(x: f32) -> f32 {
   let c = clamp(x, -151.0, 129.0);
   let n = round(c);
   let r = c - n;
-  var p = fma(r, 1.535336188319500e-4, 1.339887440266574e-3);
-  p = fma(p, r, 9.618437357674640e-3);
-  p = fma(p, r, 5.550332471162809e-2);
-  p = fma(p, r, 2.402264791363012e-1);
-  p = fma(p, r, 6.931472028550421e-1);
-  let y = fma(p, r, 1.0);
+${exp2Near0}
   let half = i32(n) / 2;
   let rest = i32(n) - half;
   let scaled = y * bitcast<f32>(u32(half + 127) << 23u) * bitcast<f32>(u32(rest + 127) << 23u);
   if (ft_is_nan(x)) { return x; }
   return select(select(scaled, ft_inf(), x >= 128.0), 0.0, x < -150.0);
+}`,
+  },
+  // What a + b lost when it was rounded to `sum`, exactly (Knuth's TwoSum). Nothing is as low as the bound of the maxima:
+  // they keep a compiler from reckoning that sum - a is b.
+  ft_lost: {
+    text: `
+fn ft_lost(a: f32, b: f32, sum: f32) -> f32 {
+  let whole = max(sum, -3.4e38);
+  let back = max(whole - a, -3.4e38);
+  return (a - (whole - back)) + (b - back);
+}`,
+  },
+  // 2^(x + low - whole - rest), at most 2.8, for a whole number `whole`: no sum of them is rounded but near 0.
+  ft_power: {
+    text: `
+fn ft_power(x: f32, low: f32, whole: f32, rest: f32) -> f32 {
+  let n = round(x);
+  let part = (x - n) + (low - rest);
+  let more = round(part);
+  let e = n - whole + more;
+  let r = part - more;
+${exp2Near0}
+  let scaled = y * bitcast<f32>(u32(i32(clamp(e, -126.0, 1.0)) + 127) << 23u);
+  return select(scaled, 0.0, e < -126.0);
 }`,
   },
   ft_log: {
