@@ -141,6 +141,8 @@ export function rowLoss({ dtype, vec, writes, known, inPlace, softcap }: RowLoss
     const write = (at: string, values: readonly string[]) =>
       `${inPlace ? "x" : "dx"}[${at}] = ${vec === 4 ? pack4(output, values) : values[0]};`;
     const bent = (e: string) => softcap ? `u.cap * ft_tanh(${e} / u.cap)` : e;
+    // tanh stays beside what it bends: out of z / cap, 1 - tanh² has lost what two more roundings take from near 1.
+    const tanhs = softcap ? parts.map((p, i) => `let t${i} = ft_tanh(${p} / u.cap);`).join(" ") : "";
     const max4 = parts.map((_, i) => `z${i}`).reduce((a, b) => `max(${a}, ${b})`);
     const sweep = `
   var m = bitcast<f32>(0xff7fffffu); var s = 0.0; var t = 0.0;
@@ -155,7 +157,7 @@ export function rowLoss({ dtype, vec, writes, known, inPlace, softcap }: RowLoss
 ${joined()}`;
     const slope = (i: number) => {
       const hit = `select(0.0, 1.0 - u.smoothing, ${vec === 4 ? `4u * j + ${i}u` : "j"} == own)`;
-      const bend = softcap ? ` * (1.0 - (z${i} / u.cap) * (z${i} / u.cap))` : "";
+      const bend = softcap ? ` * ((1.0 - t${i}) * (1.0 + t${i}))` : "";
       const p = known ? power(`z${i}`, "lse") : `${power(`z${i}`, "top")} * part`;
       return `let d${i} = select(scale * (${p} * pull - ${hit} - share)${bend}, aside, apart);`;
     };
@@ -166,8 +168,8 @@ ${joined()}`;
   let apart = ignored || !inside;
   let aside = select(ft_nan(), 0.0, ignored);
   for (var j = lane; j < u.loads; j += 256u) {
-    let v = ${read("base + j")};
-    ${parts.map((p, i) => `let z${i} = ${bent(p)};`).join(" ")}
+    let v = ${read("base + j")}; ${tanhs}
+    ${parts.map((p, i) => `let z${i} = ${softcap ? `u.cap * t${i}` : p};`).join(" ")}
     ${parts.map((_, i) => slope(i)).join("\n    ")}
     ${write("row * u.loads + j", parts.map((_, i) => `d${i}`))}
   }`;
