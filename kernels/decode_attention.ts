@@ -1,18 +1,26 @@
 /**
- * A step of decoding between two products: queries and the new key turn, key and value join the cache, and the query heads
- * of a group attend to it, all in one dispatch; a second one joins the parts of long texts.
+ * A step of decoding between two products: queries and the new key turn, key and value join the cache, and query heads attend
+ * to it, all in one dispatch; a second one joins the parts of long texts.
  *
- *   workgroup = (key head, batch row, part of the keys)
- *   qkv ──turn──▶ workgroup memory: the group's queries, the new key and value ──▶ the first part writes the cache
- *   lanes share a key, 8 numbers each; a team of lanes takes `unroll` keys a step     s = q·k, online softmax, o += p·v
- *   teams meet by shuffles, subgroups through workgroup memory; the new key comes from there, not from the cache
+ *   workgroup = (query heads of a key head, batch row, part of the keys); chunk = threads / lanes of a key, 32 numbers a lane
+ *   k, v of a chunk ──▶ registers: a lane's part of its key; of 16 keys of its split, the thread's two numbers of v
+ *   lengths, qkv, cos, sin ──turn──▶ workgroup memory: queries, the new key and value as the cache will give them back
+ *   s = q·k ──workgroup memory──▶ a split's 16 scores: max, powers and sum in every thread of it, o += p·v
+ *   splits meet in workgroup memory, in their order; the new key stands in its place in the chunk
+ *
+ * `fixed` parts are chunks of the room, whatever of it the text fills: the cache's numbers are asked for before anything is
+ * known of the text. Other parts are shares of the text, a chunk after the other. What lies in the cache around the text may
+ * be NaN: its scores are masked, and its values are left out, not multiplied by 0.
  *
  * Floor: the cache once. Measured on an H200, ms for a token of Llama-3.2-1B's shape in bf16, 16 of these dispatches in it:
  *   rotaryAppend and cacheAttention apart, room for 1,024 keys                                       1.140
- *   this, room for 128: 256 threads, 4 keys a step 1.021 ◀; 2 keys 1.020, 8 keys 1.042; 128 threads 1.027, 512 1.035, 64 1.047
- *   1,000 keys, room for 1,536, keys of a part: 128 1.095 ◀, 256 1.115, 512 1.129, 1,024 1.164
- *   32,700 keys: 64 parts 1.661, 33 parts 1.575 ◀ (46 µs a dispatch, 3.3 TB/s, and 7 to combine)
- * Short texts are latency, 14 µs a dispatch with timestamps around it whatever the tile: decode_attention_chunks.ts is for them.
+ *   v1  8 lanes a key, 4 keys a step, online softmax in every thread, states meet by shuffles, room for 128     1.021
+ *       2 keys a step 1.020, 8 keys 1.042; 128 threads 1.027, 512 1.035, 64 1.047: latency, whatever the tile
+ *       1,000 keys, room for 1,536, keys of a part: 128 1.095, 256 1.115, 512 1.129, 1,024 1.164
+ *       32,700 keys: 64 parts 1.661, 33 parts 1.575
+ *   µs a dispatch through Dawn, timestamps: 30 of 128 keys, 1,000 of 1,536, 32,000          v1 14.2, 14.1, 39.7
+ *   v2  this, a workgroup for all query heads of a key head                                    10.6, 10.6, 39.3 (3.6 TB/s)
+ *       a workgroup for every query head while those are at most 264 ◀                          7.2,  8.1, 39.2
  */
 import { decodeAttentionInputs, type DecodeAttentionParams, decodeAttentionParts } from "../tensor/decode_attention.ts";
 import { sizeOf } from "../tensor/shape.ts";
@@ -29,13 +37,6 @@ import {
   plainAttention,
   unpack4,
 } from "./attention_common.ts";
-import {
-  decodeChunksKernel,
-  type DecodeChunksPick,
-  type DecodeChunksSizes,
-  enough,
-  pickDecodeChunks,
-} from "./decode_attention_chunks.ts";
 import { each, type Kernel, kernel } from "./kernel.ts";
 import { elementwise, type Lowering, partCall, type View } from "./lowering.ts";
 import { mathFunctions } from "./math.ts";
@@ -47,221 +48,259 @@ export interface DecodeAttentionKernel {
   readonly storage: AttentionStorage;
   /** Query heads of a key head. */
   readonly group: number;
+  /** Query heads of a workgroup: divides the group. */
+  readonly rows: number;
   /** Numbers of a head: 8 times a power of two. */
   readonly size: number;
   readonly threads: number;
-  readonly unroll: number;
-  readonly subgroup: number;
   readonly padded: boolean;
   readonly paged: boolean;
+  /** A part is one chunk of the room; else a share of the text. */
+  readonly fixed: boolean;
   /** The keys are split: out and lse are those of parts. */
   readonly split: boolean;
 }
 
+/** How threads share a chunk: lanes of a key, keys; threads of a split of the values, splits, keys of a split. */
+export function decodeChunk({ size, threads }: Pick<DecodeAttentionKernel, "size" | "threads">) {
+  const lanes = Math.max(1, size / 32), keys = threads / lanes, pairs = size / 2, splits = threads / pairs;
+  return { lanes, keys, pairs, splits, own: keys / splits };
+}
+
+/** Bytes of workgroup memory. */
+export function decodeAttentionMemory(
+  params: Pick<DecodeAttentionKernel, "storage" | "rows" | "size" | "threads">,
+): number {
+  const { storage, rows, size } = params, { keys, pairs, splits } = decodeChunk(params);
+  const fresh = 2 * pairs * (storage === "f32" ? 8 : 4);
+  return 4 * rows * (size + keys + 2 * splits + 2 * splits * pairs) + fresh;
+}
+
 /** The kernel. Reads qkv, cos, sin, lengths, leftpad, pages; writes k, v, out and, of parts, lse. */
 export function decodeAttentionKernel(params: DecodeAttentionKernel): Kernel {
-  const { storage, group, size, threads, unroll, subgroup, padded, paged, split } = params;
+  const { storage, group, rows, size, threads, padded, paged, fixed, split } = params;
   const name = [
-    `decode_attention_d${size}_g${group}_t${threads}_u${unroll}_${storage}_subgroups${subgroup}`,
+    `decode_attention_d${size}_g${group}_r${rows}_t${threads}_${storage}`,
     ...(padded ? ["padded"] : []),
     ...(paged ? ["paged"] : []),
+    ...(fixed ? ["fixed"] : []),
     ...(split ? ["split"] : []),
   ].join("_");
-  const cache = storage === "f32" ? "vec4f" : "vec4u";
+  const [four, two] = storage === "f32" ? ["vec4f", "vec2f"] : ["vec4u", "u32"];
   return kernel(name, {
     reads: {
       ...{ qkv: "f32", cos: "f32", sin: "f32", lengths: "i32" },
       ...(padded ? { leftpad: "i32" } : {}),
       ...(paged ? { pages: "i32" } : {}),
     },
-    writes: { k: cache, v: cache, out: "vec4f", ...(split ? { lse: "u32" } : {}) },
+    writes: { k: four, v: two, out: "vec2f", ...(split ? { lse: "u32" } : {}) },
     uniforms: {
-      ...{ batch: "u32", kvHeads: "u32", parts: "u32", capacity: "u32", page: "u32", pagesRow: "u32", known: "u32" },
+      ...{ batch: "u32", kvHeads: "u32", parts: "u32", capacity: "u32", known: "u32" },
+      ...{ page: "u32", pagesRow: "u32", blocks: "u32" },
       ...{ qkv: "u32", cos: "u32", sin: "u32", lengths: "u32", leftpad: "u32", pages: "u32", scale: "f32" },
     },
-    requires: ["subgroups"],
+    requires: size > 32 ? ["subgroups"] : [],
   }, () => body(params));
 }
 
 function body(params: DecodeAttentionKernel): string {
-  const { storage, group, size, threads, unroll, subgroup, padded, paged, split } = params;
-  const half = size / 2, lanes = size / 8, teams = threads / lanes, waves = threads / subgroup, step = teams * unroll;
-  const rows = (f: (r: number) => string): string => each(group, f).join("\n  ");
-  const both = (f: (e: number) => string): string => `${f(0)} ${f(1)}`;
-  /** Numbers 8·tx … 8·tx + 7 of a row of the cache, as two vec4f. */
-  const fetch = (id: "k" | "v", to: string, row: string) =>
+  const { storage, group, rows, size, threads, padded, paged, fixed, split } = params;
+  const { lanes, keys, pairs, splits, own } = decodeChunk(params);
+  const half = size / 2, quarter = size / 4, wide = storage === "f32" ? 4 : 8, loads = size / lanes / wide;
+  const word = storage === "f32" ? "vec2f" : "u32";
+  const lines = (n: number, f: (i: number) => string) => each(n, f).join("\n    ");
+  /** Load `n` of a lane: loads of a row are dealt out, so that neighbours read neighbouring ones. */
+  const deal = (n: number) => `${n * lanes}u + tx`;
+  /** Load `n` of the new key. */
+  const newKey = (n: string) =>
     storage === "f32"
-      ? both((e) => `let ${to}_${e} = ${id}[(${row}) * ${size / 4}u + 2u * tx + ${e}u];`)
-      : `let ${to}w = ${id}[(${row}) * ${lanes}u + tx]; let ${to}_0 = ${unpack4(storage, `${to}w.x`, `${to}w.y`)}; ` +
-        `let ${to}_1 = ${unpack4(storage, `${to}w.z`, `${to}w.w`)};`;
-  const place = (j: string) =>
-    paged
-      ? `(u32(pages[u.pages + b * u.pagesRow + (${j}) / u.page]) * u.page + (${j}) % u.page) * u.kvHeads + g`
-      : `(b * u.capacity + (${j})) * u.kvHeads + g`;
-  const overLanes = (names: readonly string[]) =>
-    each(Math.log2(lanes), (i) => names.map((s) => `${s} += subgroupShuffleXor(${s}, ${1 << i}u);`).join(" "))
-      .join("\n    ");
-  /** Takes scores s with values v into a row's state. */
-  const take = (r: number, scores: readonly string[], values: readonly string[]) =>
-    `{ let top = ${
-      scores.reduce((a, b) => `max(${a}, ${b})`, `m${r}`)
-    }; let f = exp2(m${r} - top); m${r} = top; l${r} *= f; ` +
-    both((e) => `o${r}_${e} *= f;`) +
-    scores.map((s, n) =>
-      ` { let p = exp2(${s} - top); l${r} += p; ${
-        both((e) => `o${r}_${e} = fma(vec4f(p), ${values[n]}_${e}, o${r}_${e});`)
-      } }`
-    ).join("") + " }";
+      ? `vec4f(fresh[2u * (${n})], fresh[2u * (${n}) + 1u])`
+      : `vec4u(${each(4, (i) => `fresh[4u * (${n}) + ${i}u]`).join(", ")})`;
+  const fetch = `
+    let key = chunk + own; let row = place(b, g, min(key, u.capacity - 1u)) * ${size / wide}u;
+    ${lines(loads, (n) => `var k${n} = k[row + ${deal(n)}];`)}
+    let near = chunk + keys;
+    ${lines(own, (i) => `let v${i} = v[place(b, g, min(near + ${i}u, u.capacity - 1u)) * ${pairs}u + d];`)}`;
+  const quads = size / lanes / 4;
+  /** Four numbers of the thread's part of its key, and their dot product with a query's. */
+  const numbers = (i: number) => {
+    const from = `k${Math.floor(4 * i / wide)}`;
+    if (storage === "f32") return from;
+    return i % 2 === 0 ? unpack4(storage, `${from}.x`, `${from}.y`) : unpack4(storage, `${from}.z`, `${from}.w`);
+  };
+  const dot = (i: number) => {
+    const at = (Math.floor(4 * i / wide) * lanes * wide + 4 * i % wide) / 2;
+    return `dot(vec4f(turned[q + ${at}u], turned[q + ${at + 1}u]), n${i})`;
+  };
+  const score = `
+    if (joins && key == past) { ${each(loads, (n) => `k${n} = ${newKey(deal(n))};`).join(" ")} }
+    ${lines(quads, (i) => `let n${i} = ${numbers(i)};`)}
+    for (var r = 0u; r < ${rows}u; r++) {
+      var s = 0.0f; let q = r * ${pairs}u + ${wide / 2}u * tx;
+      if (key - first < seen) { s = ${each(quads, dot).join(" + ")}; }
+      ${each(Math.log2(lanes), (i) => `s += subgroupShuffleXor(s, ${1 << i}u);`).join(" ")}
+      if (tx == 0u) { scores[r * ${keys}u + own] = select(${masked}, s, key - first < seen); }
+    }
+    workgroupBarrier();`;
+  const take = (r: number) =>
+    `{
+      ${lines(own, (i) => `let s${i} = scores[keys + ${r * keys + i}u];`)}
+      let top = ${each(own, (i) => `s${i}`).reduce((a, b) => `max(${a}, ${b})`, `top${r}`)};
+      ${fixed ? "" : `let f = exp2(top${r} - top); sum${r} *= f; o${r} *= f;`} top${r} = top;
+      ${lines(own, (i) => `{ let p = exp2(s${i} - top); sum${r} += p; o${r} = fma(vec2f(p), w${i}, o${r}); }`)}
+      if (ours) { o${r} = fma(vec2f(exp2(scores[keys + ${
+      r * keys
+    }u + joined] - top)), pair(fresh[${pairs}u + d]), o${r}); }
+    }`;
+  const attend = `
+    if (near < end && near + ${own}u > first) {
+    let joined = past - near; let ours = joins && joined < ${own}u && past - first < seen;
+    ${lines(own, (i) => `let w${i} = pair(select(${word}(), v${i}, near + ${i}u - first < read));`)}
+    ${lines(rows, take)}
+    }`;
   return `${mathFunctions("ft_nan()")}
 ${roundingFunctions(storage)}
-var<workgroup> turned: array<vec4f, ${(group + 1) * size / 4}>;
-var<workgroup> vNew: array<vec4f, ${size / 4}>;
-var<workgroup> states: array<vec2f, ${group * waves}>;
-var<workgroup> outs: array<vec4f, ${group * waves * size / 4}>;
+fn pair(w: ${word}) -> vec2f { return ${
+    storage === "f32"
+      ? "w"
+      : storage === "f16"
+      ? "unpack2x16float(w)"
+      : "bitcast<vec2f>(vec2u(w << 16u, w & 0xffff0000u))"
+  }; }
+fn stored(x: vec2f) -> ${word} { return ${storage === "f32" ? "x" : pack2(storage, "x.x", "x.y")}; }
+fn place(b: u32, g: u32, j: u32) -> u32 {
+  return (${
+    paged
+      ? "min(u32(pages[u.pages + b * u.pagesRow + j / u.page]), u.blocks - 1u) * u.page + j % u.page"
+      : "b * u.capacity + j"
+  }) * u.kvHeads + g;
+}
+var<workgroup> turned: array<vec2f, ${rows * pairs}>;
+var<workgroup> fresh: array<${word}, ${2 * pairs}>;
+var<workgroup> scores: array<f32, ${rows * keys}>;
+var<workgroup> states: array<vec2f, ${rows * splits}>;
+var<workgroup> outs: array<vec2f, ${rows * splits * pairs}>;
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: u32) {
-  let g = wid.x; let b = wid.y; let part = wid.z;
-  let tx = li % ${lanes}u; let ty = li / ${lanes}u; let wave = li / ${subgroup}u;
+  let g = wid.x / ${group / rows}u; let b = wid.y; let part = wid.z;
+  let tx = li % ${lanes}u; let own = li / ${lanes}u;
+  let d = li % ${pairs}u; let keys = li / ${pairs}u * ${own}u;
+  ${fixed ? `let chunk = part * ${keys}u;${fetch}` : ""}
   let heads = u.kvHeads * ${group}u;
   let length = lengths[u.lengths + b]; let pad = ${padded ? "max(leftpad[u.leftpad + b], 0)" : "0"};
   let position = ${padded ? "max(length - pad, 0)" : "length"};
   let known = position >= 0 && u32(position) < u.known;
   let angles = u32(max(position, 0)) * ${half}u;
   let start = u.qkv + b * (heads + 2u * u.kvHeads) * ${size}u;
-  for (var x = li; x < ${(group + 1) * half}u; x += ${threads}u) {
-    let h = x / ${half}u; let i = x % ${half}u;
-    let at = start + select(heads + g, g * ${group}u + h, h < ${group}u) * ${size}u + i;
-    let x1 = qkv[at]; let x2 = qkv[at + ${half}u];
-    let c = select(ft_nan(), cos[u.cos + angles + i], known); let s = select(ft_nan(), sin[u.sin + angles + i], known);
-    let by = select(1.0f, u.scale, h < ${group}u);
-    let to = h * ${size}u + i;
-    turned[to / 4u][to % 4u] = (x1 * c - x2 * s) * by;
-    turned[(to + ${half}u) / 4u][(to + ${half}u) % 4u] = (x2 * c + x1 * s) * by;
-  }
-  if (li < ${size / 4}u) {
-    let at = start + (heads + u.kvHeads + g) * ${size}u + 4u * li;
-    vNew[li] = vec4f(qkv[at], qkv[at + 1u], qkv[at + 2u], qkv[at + 3u]);
-  }
-  workgroupBarrier();
-  let room = i32(u.capacity); let joins = length >= 0 && length < room;
-  ${rows((r) => both((e) => `let q${r}_${e} = turned[${r * size / 4}u + 2u * tx + ${e}u];`))}
-  ${both((e) => `var kn_${e} = turned[${group * size / 4}u + 2u * tx + ${e}u];`)}
-  ${both((e) => `var vn_${e} = vNew[2u * tx + ${e}u];`)}
-  // As the cache will give them back.
-  ${
-    storage === "f32"
-      ? ""
-      : ["kn", "vn"].map((id) =>
-        both((e) =>
-          `{ let w = vec2u(${pack2(storage, `${id}_${e}.x`, `${id}_${e}.y`)}, ${
-            pack2(storage, `${id}_${e}.z`, `${id}_${e}.w`)
-          }); ` +
-          `${id}_${e} = ${unpack4(storage, "w.x", "w.y")}; }`
-        )
-      ).join(" ")
-  }
-  if (part == 0u && joins && ty == 0u) {
-    let at = ${place("u32(length)")};
-    ${
-    (["k", "v"] as const).map((id) =>
-      storage === "f32"
-        ? both((e) => `${id}[at * ${size / 4}u + 2u * tx + ${e}u] = ${id}n_${e};`)
-        : `${id}[at * ${lanes}u + tx] = vec4u(${
-          each(
-            2,
-            (e) =>
-              `${pack2(storage, `${id}n_${e}.x`, `${id}n_${e}.y`)}, ${
-                pack2(storage, `${id}n_${e}.z`, `${id}n_${e}.w`)
-              }`,
-          )
-            .join(", ")
-        });`
-    ).join(" ")
-  }
-  }
-  let keyFrom = u32(pad); let keyTo = u32(clamp(length, 0, room));
-  let share = (max(keyTo, keyFrom) - keyFrom + u.parts * ${step}u - 1u) / (u.parts * ${step}u) * ${step}u;
-  let end = min(keyTo, keyFrom + (part + 1u) * share);
-  ${rows((r) => `var m${r} = ${floor}; var l${r} = 0.0f; var o${r}_0 = vec4f(); var o${r}_1 = vec4f();`)}
-  for (var k0 = keyFrom + part * share; k0 < end; k0 += ${step}u) {
-    ${
-    each(unroll, (n) => `let j${n} = k0 + ${n * teams}u + ty; let at${n} = ${place(`min(j${n}, keyTo - 1u)`)};`).join(
-      "\n    ",
-    )
-  }
-    ${each(unroll, (n) => fetch("k", `k${n}`, `at${n}`)).join("\n    ")}
-    ${each(unroll, (n) => fetch("v", `v${n}`, `at${n}`)).join("\n    ")}
-    ${rows((r) => each(unroll, (n) => `var s${r}_${n} = dot(q${r}_0, k${n}_0) + dot(q${r}_1, k${n}_1);`).join(" "))}
-    ${overLanes(each(group * unroll, (c) => `s${Math.floor(c / unroll)}_${c % unroll}`))}
-    ${rows((r) => each(unroll, (n) => `s${r}_${n} = select(${masked}, s${r}_${n}, j${n} < end);`).join(" "))}
-    ${rows((r) => take(r, each(unroll, (n) => `s${r}_${n}`), each(unroll, (n) => `v${n}`)))}
-  }
-  ${rows((r) => `var new${r} = dot(q${r}_0, kn_0) + dot(q${r}_1, kn_1);`)}
-  ${overLanes(each(group, (r) => `new${r}`))}
-  let own = part == 0u && joins && length >= i32(pad) && ty == 0u;
-  ${rows((r) => `new${r} = select(${masked}, new${r}, own); ${take(r, [`new${r}`], ["vn"])}`)}
-  ${
-    each(Math.log2(subgroup / lanes), (i) => {
-      const by = `${lanes << i}u`;
-      return rows((r) =>
-        `{ let other = subgroupShuffleXor(m${r}, ${by}); let top = max(m${r}, other); let f = exp2(m${r} - top); let h = exp2(other - top); m${r} = top; ` +
-        `l${r} = l${r} * f + subgroupShuffleXor(l${r}, ${by}) * h; ` +
-        both((e) => `o${r}_${e} = o${r}_${e} * f + subgroupShuffleXor(o${r}_${e}, ${by}) * h;`) + " }"
-      );
-    }).join("\n  ")
-  }
-  if (li % ${subgroup}u < ${lanes}u) {
-    ${
-    rows((r) =>
-      both((e) => `outs[(wave * ${group}u + ${r}u) * ${size / 4}u + 2u * tx + ${e}u] = o${r}_${e};`) +
-      ` if (tx == 0u) { states[wave * ${group}u + ${r}u] = vec2f(m${r}, l${r}); }`
-    )
-  }
-  }
-  workgroupBarrier();
-  for (var x = li; x < ${group * size / 4}u; x += ${threads}u) {
-    let r = x / ${size / 4}u; let d4 = x % ${size / 4}u;
-    var top = ${floor}; var sum = 0.0f; var y = vec4f();
-    for (var n = 0u; n < ${waves}u; n++) { top = max(top, states[n * ${group}u + r].x); }
-    for (var n = 0u; n < ${waves}u; n++) {
-      let at = n * ${group}u + r; let one = states[at]; let f = exp2(one.x - top);
-      sum = fma(one.y, f, sum);
-      y = fma(outs[at * ${size / 4}u + d4], vec4f(f), y);
+  for (var x = li; x < ${(rows + 2) * quarter}u; x += ${threads}u) {
+    let h = x / ${quarter}u; let i = x % ${quarter}u; let angle = angles + 2u * i;
+    let head = select(heads + g + (h - ${rows}u) * u.kvHeads, wid.x * ${rows}u + h, h < ${rows}u);
+    let at = start + head * ${size}u + 2u * i;
+    let x1 = vec2f(qkv[at], qkv[at + 1u]); let x2 = vec2f(qkv[at + ${half}u], qkv[at + ${half + 1}u]);
+    let c = select(vec2f(ft_nan()), vec2f(cos[u.cos + angle], cos[u.cos + angle + 1u]), known);
+    let s = select(vec2f(ft_nan()), vec2f(sin[u.sin + angle], sin[u.sin + angle + 1u]), known);
+    let y1 = select(x1 * c - x2 * s, x1, h > ${rows}u); let y2 = select(x2 * c + x1 * s, x2, h > ${rows}u);
+    if (h < ${rows}u) {
+      let to = h * ${pairs}u + i;
+      turned[to] = y1 * u.scale; turned[to + ${quarter}u] = y2 * u.scale;
+    } else {
+      let to = (h - ${rows}u) * ${pairs}u + i;
+      fresh[to] = stored(y1); fresh[to + ${quarter}u] = stored(y2);
     }
-    let row = (part * u.batch + b) * heads + g * ${group}u + r;
+  }
+  let room = i32(u.capacity); let joins = length >= 0 && length < room;
+  // Of the keys from first to end that are seen, the new one alone, at \`past\`, is not read.
+  let pads = u32(pad); let past = u32(clamp(length, 0, room)); let all = past + select(0u, 1u, joins);
+  ${
+    fixed
+      ? "let first = pads; let end = all;"
+      : `let share = (max(all, pads) - pads + u.parts * ${keys}u - 1u) / (u.parts * ${keys}u) * ${keys}u;
+  let first = pads + part * share; let end = min(all, first + share);`
+  }
+  let seen = max(end, first) - first; let read = max(min(end, past), first) - first;
+  ${lines(rows, (r) => `var top${r} = ${floor}; var sum${r} = 0.0f; var o${r} = vec2f();`)}
+  workgroupBarrier();
+  ${
+    fixed ? `${score}${attend}` : `for (var chunk = first; chunk < end; chunk += ${keys}u) {${fetch}${score}${attend}
+    workgroupBarrier();
+  }`
+  }
+  ${
+    lines(rows, (r) =>
+      `outs[${r * splits * pairs}u + li] = o${r}; if (d == 0u) { states[${
+        r * splits
+      }u + li / ${pairs}u] = vec2f(top${r}, sum${r}); }`)
+  }
+  workgroupBarrier();
+  ${
+    rows * pairs > threads
+      ? `for (var x = li; x < ${rows * pairs}u; x += ${threads}u) {`
+      : `if (li < ${rows * pairs}u) { let x = li;`
+  }
+    let r = x / ${pairs}u; let states0 = r * ${splits}u;
+    var top = ${floor}; var sum = 0.0f; var y = vec2f();
+    for (var n = 0u; n < ${splits}u; n++) { top = max(top, states[states0 + n].x); }
+    for (var n = 0u; n < ${splits}u; n++) {
+      let one = states[states0 + n]; let f = exp2(one.x - top);
+      sum = fma(one.y, f, sum);
+      y = fma(outs[(states0 + n) * ${pairs}u + x % ${pairs}u], vec2f(f), y);
+    }
+    let row = (part * u.batch + b) * heads + wid.x * ${rows}u + r;
     ${endSoftmax(plainAttention, "top", "sum")}
-    out[row * ${size / 4}u + d4] = y * by;
-    ${split ? `if (d4 == 0u) { lse[row] = ${lseBits}; }` : ""}
+    out[row * ${pairs}u + x % ${pairs}u] = y * by;
+    ${split ? `if (x % ${pairs}u == 0u) { lse[row] = ${lseBits}; }` : ""}
+  }
+  if (joins && part == 0u && wid.x % ${group / rows}u == 0u) {
+    let at = place(b, g, past);
+    if (li < ${size / wide}u) { k[at * ${size / wide}u + li] = ${newKey("li")}; }
+    if (li < ${pairs}u) { v[at * ${pairs}u + li] = fresh[${pairs}u + li]; }
   }
 }`;
 }
 
-/** Keys of a part that are worth a workgroup of their own. */
-const leastKeys = 128;
+/** Keys of a part that are worth a workgroup of their own, and workgroups that fill a large device, which WebGPU does not tell. */
+const leastKeys = 128, enough = 264;
 
-/** Room up to which decode_attention_chunks.ts is picked; its speed is not yet measured. */
-const chunksUpTo = Infinity;
-
-/** The kernel of a call, by what its text depends on, and its number of parts. */
-export type DecodeAttentionPick = DecodeChunksPick | {
-  readonly threads: number;
-  readonly unroll: number;
+/** The kernel of a call, by what the call does not say of it, and its number of parts. */
+export type DecodeAttentionPick = Pick<DecodeAttentionKernel, "threads" | "rows" | "fixed"> & {
   readonly parts: number;
 };
 
-/** The kernel of a call and its number of parts; null where the device or the sizes are not for it. */
+/**
+ * Fixed chunks where one part, or the parts that fill a device, hold the room, and a workgroup for every query head while those
+ * are few; or else shares of the text, each key read once for as many heads of its group as there is memory for.
+ *
+ * @returns null where the device or the sizes are not for the kernel
+ */
 export function pickDecodeAttention(
-  capabilities: AttentionCapabilities,
-  sizes: DecodeChunksSizes,
+  { subgroupSize, maxInvocations, maxWorkgroupMemory }: AttentionCapabilities,
+  { size, group, units, capacity, storage }: Pick<DecodeAttentionKernel, "size" | "group" | "storage"> & {
+    /** Key heads times batch rows. */
+    readonly units: number;
+    readonly capacity: number;
+  },
 ): DecodeAttentionPick | null {
-  const { subgroupSize, maxInvocations } = capabilities, { size, group, units, capacity } = sizes, lanes = size / 8;
-  if (subgroupSize === 0 || !Number.isInteger(Math.log2(lanes)) || group > 8) return null;
+  if (subgroupSize === 0 || !Number.isInteger(Math.log2(size / 8)) || group > 8) return null;
   const parts = Math.max(1, Math.min(Math.floor(enough / units), Math.ceil(capacity / leastKeys)));
-  const chunks = capacity <= chunksUpTo ? pickDecodeChunks(capabilities, sizes, parts) : null;
-  if (chunks !== null) return chunks;
-  if (subgroupSize < lanes) return null;
-  const software = subgroupSize <= 8, threads = Math.min(software ? 64 : 256, maxInvocations);
-  return { threads, unroll: software || group > 4 ? 2 : 4, parts };
+  const divisors = Array.from({ length: group }, (_, i) => i + 1).filter((rows) => group % rows === 0);
+  const choices = (subgroupSize <= 8 ? [Math.max(64, size / 2)] : [256, 512]).flatMap((threads) => {
+    const { lanes, keys, splits } = decodeChunk({ size, threads });
+    const rows = divisors.filter((rows) =>
+      decodeAttentionMemory({ storage, rows, size, threads }) <= maxWorkgroupMemory
+    );
+    const taken = splits >= 1 && lanes <= subgroupSize && threads <= maxInvocations && rows.length > 0;
+    return taken ? [{ threads, keys, rows }] : [];
+  });
+  if (choices.length === 0) return null;
+  for (const most of [1, parts]) {
+    const one = choices.find(({ keys }) => keys * most >= capacity);
+    if (one === undefined) continue;
+    const { threads, rows, keys } = one, needed = Math.ceil(capacity / keys);
+    const few = rows.find((n) => units * group / n * needed <= enough) ?? rows.at(-1)!;
+    return { threads, rows: few, fixed: true, parts: needed };
+  }
+  const { threads, rows } = choices[0];
+  return { threads, rows: rows.at(-1)!, fixed: false, parts };
 }
 
 /** A step's queries, keys and values on their way through attention. */
@@ -270,16 +309,14 @@ export function lowerDecodeAttention(call: Lowering<DecodeAttentionParams>): voi
   const [k, v, out] = call.outputs, [, page, kvHeads, size] = k.shape, batch = given.qkv.shape[0];
   if (sizeOf(out.shape) === 0) return;
   const capacity = given.blockTable ? given.blockTable.shape[1] * page : page, group = heads / kvHeads;
-  const storage = k.dtype as AttentionStorage, rows = batch * heads, { subgroupSize } = call.capabilities;
+  const storage = k.dtype as AttentionStorage, rows = batch * heads;
   const picked = pickDecodeAttention(call.capabilities, { size, group, units: batch * kvHeads, capacity, storage });
   if (picked === null || capacity === 0) return apart(call);
   const { parts } = picked, split = parts > 1, build = { storage, group, size, padded, paged, split };
   const [qkv, cos, sin, lengths] = [given.qkv, given.cos, given.sin, given.lengths].map((x) => call.dense(x, 1));
   const leftpad = given.leftpad && call.dense(given.leftpad, 1),
     table = given.blockTable && call.dense(given.blockTable, 1);
-  const kernel = "unroll" in picked
-    ? decodeAttentionKernel({ ...build, ...picked, subgroup: subgroupSize })
-    : decodeChunksKernel({ ...build, ...picked });
+  const kernel = decodeAttentionKernel({ ...build, ...picked });
   const partOut = split ? call.temporary([parts, rows, size], "f32") : out;
   const partLse = split ? [call.temporary([parts, rows], "f32")] : [];
   const reads = [qkv, cos, sin, lengths, ...(leftpad ? [leftpad] : []), ...(table ? [table] : [])];
@@ -290,7 +327,7 @@ export function lowerDecodeAttention(call: Lowering<DecodeAttentionParams>): voi
     leftpad: leftpad?.offset ?? 0,
     pages: table?.offset ?? 0,
     scale: Math.LOG2E / Math.sqrt(size),
-  }, ["rows" in picked ? heads / picked.rows : kvHeads, batch, parts]);
+  }, [heads / picked.rows, batch, parts]);
   if (!split) return;
   const combine = pickAttentionCombine(parts, { valueDim: size, out: denseOperand("f32", size), sinks: false });
   const { workgroups, uniforms } = planAttentionCombine(combine, batch, 1, heads, parts);

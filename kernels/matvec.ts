@@ -23,6 +23,8 @@
  *   v7  norm times w where that is less, squares shared by teams, fma for dot     49, 31, 20, 13, 391   121, 72, 52, 34, 1172
  *   v8  a load at a time, four rows a team, few lanes and many slices ◀           38, 19, 14, 9, 253     82, 46, 27, 14, 697
  *   16 rows of x in a workgroup: never faster than twice 8
+ * One row of x in the same way: gate and up 20.3, of 66 other tiles the best 20.1; down 11.6, 32x1x8r2u2 ◀ 11.0; q k v 8.0,
+ * 32x2x4r2u2 ◀ 6.5; o 5.5, others 5.4; scores 122, others 121. Four rows: 35 and 29 as 16x16x1r2; 13.7; 11.6 and 8.8 as 32x4x2r2; 6.8; 172.
  * Floor of 24: 1.6 GFLOP of 63 TFLOP/s for gate and up, 26 µs.
  */
 import type { Capabilities } from "../tensor/backend.ts";
@@ -253,15 +255,15 @@ export function pickMatvec(
   const whole = subgroupSize, loads = k / matvecWidth(dtype), long = loads > 16 * whole, wide = sections[0] > 8192;
   if (m <= 2) {
     if (gated) return m === 1 ? tile(whole, 4, 1, 2, 4) : tile(whole, 8, 1, 2, 2);
-    if (long) return tile(whole, m === 1 ? 2 : 1, 4, 2, 4);
-    if (sections.length > 1) return tile(whole, 8, 1, 1, 8);
+    if (long) return m === 1 ? tile(whole, 1, 8, 2, 2) : tile(whole, 1, 4, 2, 4);
+    if (sections.length > 1) return m === 1 ? tile(whole, 2, 4, 2, 2) : tile(whole, 4, 2, 2, 2);
     if (wide) return tile(whole, 8, 1, 2, m === 1 ? 2 : 4);
     return m === 1 ? tile(whole, 2, 4, 1, 2) : tile(whole, 4, 2, 1, 4);
   }
   // More rows of x are more to do than to load: teams that are neighbours in a subgroup read the same x at once.
-  if (gated) return blocks === 1 ? tile(whole, 8, 1, 2, 1) : tile(4, 16, 2, 2, 1);
+  if (gated) return m === 4 ? tile(16, 16, 1, 2, 1) : blocks === 1 ? tile(whole, 8, 1, 2, 1) : tile(4, 16, 2, 2, 1);
   if (long) return tile(16, 2, 8, 4, 1);
-  if (sections.length > 1) return tile(4, 8, 8, 2, 1);
+  if (sections.length > 1) return m === 4 ? tile(whole, 4, 2, 2, 1) : tile(4, 8, 8, 2, 1);
   if (wide) return tile(whole, 8, 1, 4, 1);
   return blocks === 1 ? tile(16, 2, 8, 4, 1) : tile(8, 4, 4, 4, 1);
 }
