@@ -18,7 +18,7 @@ export function lowOf(s: string): string {
 }
 
 /** Functions that careful statements call. */
-export const carefulFunctions: string = mathFunctions("ft_lost() ft_power()");
+export const carefulFunctions: string = mathFunctions("ft_lost() ft_power() ft_joined()");
 
 /** Declares the parts of a factor, `high_${name}` of 12 bits and `rest_${name}`. */
 export function partsText(name: string, type: "f32" | "vec4f"): string {

@@ -68,6 +68,7 @@ import {
   scoreText,
   visible,
 } from "./attention_options.ts";
+import { carefulFunctions, joinText, lowOf, partsText } from "./attention_careful.ts";
 import { reduceRows, rowScratch } from "./attention_tiles.ts";
 import { components, each, type Kernel } from "./kernel.ts";
 
@@ -85,6 +86,8 @@ export interface AttentionDecodeParams extends AttentionOperands {
   readonly unroll: number;
   /** The keys are split: out and lse are those of parts, f32. */
   readonly split: boolean;
+  /** Scores in two floats, of f32 calls over few keys: see attention_careful.ts. */
+  readonly careful: boolean;
 }
 
 /** Vec4f that a lane owns of a row of `size` numbers: pairs of them when loads are eight wide. */
@@ -107,9 +110,9 @@ function rowsAtOnce(params: AttentionDecodeParams): number {
 
 /** Bytes of workgroup memory that the kernel of these parameters takes. */
 export function attentionDecodeMemory(params: AttentionDecodeParams): number {
-  const { v, valueDim, rows, lanes, groups, unroll, subgroups } = params;
-  const outs = rowsAtOnce(params) * pieces(params, v, valueDim) * 16;
-  return groups * rows * 8 + lanes * groups * (outs + (subgroups ? 0 : rows * unroll * 4));
+  const { v, valueDim, rows, lanes, groups, unroll, subgroups, careful } = params;
+  const outs = rowsAtOnce(params) * pieces(params, v, valueDim) * 16, scratch = rows * unroll * (careful ? 8 : 4);
+  return groups * rows * 8 + lanes * groups * (outs + (subgroups ? 0 : scratch));
 }
 
 /**
@@ -117,16 +120,17 @@ export function attentionDecodeMemory(params: AttentionDecodeParams): number {
  * dense [B, Sq, H, Dv], and the bits of lse [B, H, Sq]; of parts out f32 [parts, B, Sq, H, Dv] and lse [parts, B, H, Sq].
  */
 export function attentionDecode(params: AttentionDecodeParams): Kernel {
-  const { headDim, valueDim, q, k, v, out, subgroups, rows, lanes, groups, unroll, split } = params;
+  const { headDim, valueDim, q, k, v, out, subgroups, rows, lanes, groups, unroll, split, careful } = params;
   const name = [
     `attention_decode_d${headDim}x${valueDim}_r${rows}_l${lanes}x${groups}_u${unroll}`,
     ...[q, k, v, out].map(operandName),
     ...(split ? ["split"] : []),
+    ...(careful ? ["careful"] : []),
     ...(subgroups ? ["subgroups"] : []),
   ];
   return attentionKernel(name, params, {
     writes: { out: operandType(out), lse: "u32" },
-    uniforms: { parts: "u32", batch: "u32" },
+    uniforms: { parts: "u32", batch: "u32", ...(careful ? { scaleLow: "f32" } : {}) },
     requires: subgroups ? ["subgroups"] : [],
   }, body);
 }
@@ -165,7 +169,7 @@ function loadPieces(
 }
 
 function body(params: AttentionDecodeParams): string {
-  const { headDim, valueDim, q, k, v, out, features, subgroups, rows, lanes, groups, unroll, split } = params;
+  const { headDim, valueDim, q, k, v, out, features, subgroups, rows, lanes, groups, unroll, split, careful } = params;
   const all = lanes * groups, step = groups * unroll;
   const keyPieces = pieces(params, k, headDim), valuePieces = pieces(params, v, valueDim);
   const perRow = (f: (r: number) => string): string => each(rows, f).join("\n");
@@ -186,6 +190,27 @@ function body(params: AttentionDecodeParams): string {
         .join(" ")
     }`
   );
+  const carefulDots = [
+    perKey((n) => each(keyPieces, (e) => partsText(`k${n}_${e}`, "vec4f")).join(" ")),
+    cells((r, n) =>
+      [
+        `var ${score(r, n)} = 0.0f; var ${lowOf(score(r, n))} = 0.0f;`,
+        ...each(keyPieces, (e) =>
+          components.map((x) => joinText(score(r, n), `q${r}_${e}.${x}`, `k${n}_${e}.${x}`)).join("\n")),
+        `var pair${r}_${n} = vec2f(${score(r, n)}, ${lowOf(score(r, n))});`,
+      ].join("\n")
+    ),
+  ].join("\n");
+  const allCells = (f: (r: number, n: number) => string): string[] =>
+    each(rows * unroll, (c) => f(Math.floor(c / unroll), c % unroll));
+  const products = careful
+    ? [
+      carefulDots,
+      reduceRows(lanes, subgroups, allCells((r, n) => `pair${r}_${n}`), (a, b) => `ft_joined(${a}, ${b})`),
+      cells((r, n) => `${score(r, n)} = pair${r}_${n}.x; ${lowOf(score(r, n))} = pair${r}_${n}.y;`),
+    ].join("\n")
+    : `${dots}
+    ${reduceRows(lanes, subgroups, allCells(score), (a, b) => `${a} + ${b}`)}`;
   const mix = perRow((r) =>
     each(
       valuePieces,
@@ -200,9 +225,10 @@ ${v.unit === 8 ? "" : operandReader("v", v, valueDim)}
 ${writerFunctions(out.storage)}
 ${operandWriter("out", out, valueDim)}
 ${featureFunctions(features)}
+${careful ? carefulFunctions : ""}
 var<workgroup> state: array<vec2f, ${groups * rows}>;
 var<workgroup> outs: array<vec4f, ${atOnce * all * valuePieces}>;
-${rowScratch(all, rows * unroll, subgroups)}
+${rowScratch(all, rows * unroll, subgroups, careful ? "vec2f" : "f32")}
 @compute @workgroup_size(${all})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
   let tx = li % ${lanes}u; let ty = li / ${lanes}u;
@@ -220,7 +246,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         `let i${r} = row${r} / u.group; let h${r} = g * u.group + row${r} % u.group;`,
         `let qRow${r} = u.qOffset + b * u.qBatch + i${r} * u.qSeq + h${r} * u.qHead;`,
         ...loadPieces(params, "q", q, headDim, `qRow${r}`, `raw${r}_`, keyPieces),
-        ...each(keyPieces, (e) => `let q${r}_${e} = raw${r}_${e} * u.scale;`),
+        ...each(keyPieces, (e) => {
+          const q = `q${r}_${e}`, raw = `raw${r}_${e}`;
+          return careful ? `let ${q} = ${raw}; ${partsText(q, "vec4f")}` : `let ${q} = ${raw} * u.scale;`;
+        }),
         locateScores(features, `h${r}`, String(r)),
         `var m${r} = ${floor}; var l${r} = 0.0f;`,
         ...each(valuePieces, (e) => `var o${r}_${e} = vec4f();`),
@@ -261,22 +290,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       )
       : ""
   }
-    ${dots}
+    ${products}
     ${
-    reduceRows(
-      lanes,
-      subgroups,
-      each(rows * unroll, (c) => score(Math.floor(c / unroll), c % unroll)),
-      (a, b) => `${a} + ${b}`,
-    )
-  }
-    ${
-    changesScores(features)
-      ? cells((r, n) => `{ ${scoreText(features, score(r, n), `i${r}`, key(n), String(r))} }`)
+    careful || changesScores(features)
+      ? cells((r, n) => `{ ${scoreText(features, score(r, n), `i${r}`, key(n), String(r), careful)} }`)
       : ""
   }
     if (${isEdge(features, "q0", rows, "k0", step)}) {
-      ${cells((r, n) => `${score(r, n)} = select(${masked}, ${score(r, n)}, ${visible(features, `i${r}`, key(n))});`)}
+      ${
+    cells((r, n) => {
+      const s = score(r, n), seen = visible(features, `i${r}`, key(n));
+      return `${
+        careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, ${seen}); ` : ""
+      }${s} = select(${masked}, ${s}, ${seen});`;
+    })
+  }
     }
     ${
     perRow((r) =>
@@ -284,7 +312,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
         `let top${r} = ${each(unroll, (n) => score(r, n)).reduce((a, b) => `max(${a}, ${b})`, `m${r}`)};`,
         `let f${r} = exp2(m${r} - top${r}); m${r} = top${r}; l${r} *= f${r};`,
         ...each(valuePieces, (e) => `o${r}_${e} *= f${r};`),
-        ...each(unroll, (n) => `${score(r, n)} = exp2(${score(r, n)} - m${r}); l${r} += ${score(r, n)};`),
+        ...each(unroll, (n) => {
+          const s = score(r, n), low = careful ? ` + ${lowOf(s)}` : "";
+          return `${s} = exp2(${s} - m${r}${low}); l${r} += ${s};`;
+        }),
       ].join(" ")
     )
   }
@@ -385,6 +416,8 @@ export function pickAttentionDecode(
     groups: Math.min(rows === 8 ? 64 : 128, maxInvocations) / lanes,
     unroll: 4,
     split: parts > 1,
+    // Beside the cache's own cost, which decoding pays for every token, ten operations a product are too many.
+    careful: storage.q === "f32" && storage.k === "f32" && features.lengths === "dense" && seqlenK <= 1024,
   };
   const fitting = attentionDecodeMemory(params) <= maxWorkgroupMemory ? params : { ...params, groups: 32 / lanes };
   return { params: fitting, parts };

@@ -304,6 +304,6 @@ export function reduceRows(
 }
 
 /** Declares what `reduceRows` writes `count` values of each of `threads` threads through when there are no subgroups. */
-export function rowScratch(threads: number, count: number, subgroups: boolean): string {
-  return subgroups ? "" : `var<workgroup> rowScratch: array<f32, ${threads * count}>;`;
+export function rowScratch(threads: number, count: number, subgroups: boolean, type: "f32" | "vec2f" = "f32"): string {
+  return subgroups ? "" : `var<workgroup> rowScratch: array<${type}, ${threads * count}>;`;
 }

@@ -74,6 +74,15 @@ fn ft_lost(a: f32, b: f32, sum: f32) -> f32 {
   return (a - (whole - back)) + (b - back);
 }`,
   },
+  // The sum of two numbers of two floats each.
+  ft_joined: {
+    needs: ["ft_lost"],
+    text: `
+fn ft_joined(a: vec2f, b: vec2f) -> vec2f {
+  let sum = a.x + b.x;
+  return vec2f(sum, a.y + b.y + ft_lost(a.x, b.x, sum));
+}`,
+  },
   // 2^(x + low - whole - rest), at most 2.8, for a whole number `whole`: no sum of them is rounded but near 0.
   ft_power: {
     text: `
