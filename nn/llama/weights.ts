@@ -121,6 +121,7 @@ export async function load(dir: Folder, options: LoadOptions = {}): Promise<Load
  *
  * @param dir a path or `file:` URL; made when it is not there
  * @throws {CheckpointError} when the parameters are not those of the config
+ * @throws {ValueError} when there is a file where the directory is to be
  *
  * @example
  * ```ts ignore
@@ -167,7 +168,10 @@ export async function save(
   }
   for (const [file, text] of Object.entries(texts)) files.push([file, [new TextEncoder().encode(text)]]);
   const { mkdir, readdir, rm } = await fileSystem(saving);
-  await mkdir(dir, { recursive: true });
+  await mkdir(dir, { recursive: true }).catch((error: Error & { code?: string }) => {
+    if (error.code !== "EEXIST" && error.code !== "ENOTDIR") throw error;
+    throw new ValueError(saving, `${dir} is a file or lies below one: a checkpoint is a directory`);
+  });
   await writeAllAtomically(files.map(([file, pieces]) => [within(dir, file), pieces]));
   // What an older model left would be read in place of this one, or along with it.
   const written = new Set(files.map(([file]) => file));

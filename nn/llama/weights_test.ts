@@ -252,6 +252,12 @@ Deno.test("save() that fails leaves the old model as it was, and one that succee
     const whole = await load(fixture);
     await save(folder, { ...whole, config: tiny, params: a }, { maxShardBytes: 1000 });
     await writeFile(join(folder, "notes.txt"), "mine");
+    for (const place of ["notes.txt", "notes.txt/model"]) {
+      await assert.rejects(
+        save(join(folder, place), { config: tiny, params: b }),
+        /notes.txt.* is a file or lies below/,
+      );
+    }
     const before = await readdir(folder);
     const gone = { ...b, "model.norm.weight": ones([8]) };
     gone["model.norm.weight"].dispose();
