@@ -50,9 +50,11 @@ export function cappedText(s: string): string {
   return timesText(s, "t", "u.softcap", `${lowOf(s)} * (1.0f - t * t) * u.softcap`);
 }
 
-/** A score becomes the product of two expressions and what `low` says beside it. */
+/** A score becomes the product of two expressions and what `low` says beside it, `s` rounded as one float would be. */
 function timesText(s: string, a: string, b: string, low: string): string {
-  return `{ let old = ${low}; let first = ${a}; ${s} = 0.0f; ${lowOf(s)} = old; ${joinProductText(s, "first", b)} }`;
+  const own = lowOf(s);
+  return `{ let old = ${low}; let first = ${a}; ${s} = 0.0f; ${own} = old; ${joinProductText(s, "first", b)}
+    let both = ${s} + ${own}; ${own} = ft_lost(${s}, ${own}, both); ${s} = both; }`;
 }
 
 /** The power of a score, `whole` and `rest` those of its row. It ends at 2.8. */

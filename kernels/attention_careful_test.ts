@@ -43,12 +43,15 @@ Deno.test("a probability of few queries is right to four roundings, however larg
 });
 
 Deno.test("the share of a value in the result of few queries or keys is right to four roundings of 1", async () => {
-  const gpu = await needAdapter(webgpu());
-  for (const lengths of [[24, 33], [1, 200], [90, 24]]) {
-    const exact = await forward(lengths, cpu(), "f64"), actual = await forward(lengths, gpu, "f32");
-    let worst = 0;
-    exact.forEach((p, i) => worst = Math.max(worst, Math.abs(actual[i] - p)));
-    assert.ok(worst <= 4 * 2 ** -23, `${lengths}: off by ${worst / 2 ** -23} roundings`);
+  for (const subgroups of [true, false]) {
+    const gpu = await needAdapter(webgpu());
+    if (!subgroups) Object.assign(gpu.capabilities, { subgroupSize: 0, subgroups });
+    for (const lengths of [[24, 33], [1, 200], [90, 24]]) {
+      const exact = await forward(lengths, cpu(), "f64"), actual = await forward(lengths, gpu, "f32");
+      let worst = 0;
+      exact.forEach((p, i) => worst = Math.max(worst, Math.abs(actual[i] - p)));
+      assert.ok(worst <= 4 * 2 ** -23, `${lengths}, subgroups ${subgroups}: off by ${worst / 2 ** -23} roundings`);
+    }
+    gpu.dispose();
   }
-  gpu.dispose();
 });
