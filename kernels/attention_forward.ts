@@ -258,7 +258,11 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
-  const sums: Sums = !isFew(seqlenQ, seqlenK) ? "plain" : storage.q === "f32" ? "careful" : "eights";
+  const sums: Sums = !isFew(seqlenQ, seqlenK)
+    ? "plain"
+    : storage.q === "f32" && storage.k === "f32"
+    ? "careful"
+    : "eights";
   const common = {
     ...operandsOf(shape, at, storage, operandOf),
     longFirst: features.window,
