@@ -218,7 +218,9 @@ export function scoresText(
 
 /**
  * The scores of a lane become probabilities, by what is taken off each four. Those of bf16 may lie where lse is rounded by so
- * much that the power overflows; none is above 1. What that costs was not measured on a card.
+ * much that the power overflows; none is above 1. What that costs was not measured on a card. Those of f16 go without: from
+ * 4·10⁸ on, which takes numbers near the end of f16, gradients become infinite here. Naive attention holds scores in f16 and is
+ * NaN from 65,504 on.
  */
 export function powerText({ features }: AttentionMatrixBackwardParams, n: number, low: string): string {
   const power = `x${n} - ${low}`;

@@ -181,7 +181,7 @@ function flash(op: string, q: Tensor, k: Tensor, v: Tensor, options: AttentionOp
 
 /**
  * Attention, out = softmax(q·kᵀ/√D)·v, without the scores ever in memory: what it needs grows with Sq + Sk, forward and
- * backward.
+ * backward. Scores of f16 may pass 65,504, where {@linkcode naiveAttention} is NaN; beyond 4·10⁸ their gradients may be infinite.
  *
  * @param q queries, `[B, Sq, H, D]`
  * @param k keys, `[B, Sk, Hk, D]`, H a multiple of Hk: query head h reads key/value head ⌊h / (H/Hk)⌋
