@@ -105,7 +105,8 @@ export interface AttentionNormsParams extends AttentionOperands {
  * row's p as the backward will have them, in the order of its products, moves the low part of lse until they sum to 1,
  * and takes D from p and dp instead of out. A workgroup a row, a lane a key.
  *
- *   D = c + Σ p·(dp − c), c the dp of the row's largest p: a row with one key has dp − D = 0 exactly
+ *   D = c + Σ p·(dp − c), c the dp of a p above ½: a row with one key has dp − D = 0 exactly, and no other sum is of numbers
+ *   much larger than what it comes to
  */
 export function attentionBackwardNorms(params: AttentionNormsParams): Kernel {
   const { headDim, valueDim, q, k, v, dOut } = params;
@@ -155,7 +156,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   ${eachKey("if (sum > top.x) { top = vec2f(sum, dp); }")}
   parts[li] = top;
   ${tree("select(a, b, b.x > a.x)")}
-  let center = parts[0].y;
+  let center = select(0.0f, parts[0].y, exp2(parts[0].x - stats.x - stats.z) > 0.5f);
   workgroupBarrier();
   var sums = vec2f();
   ${eachKey(`let e = ${powerOf("sum", "stats.x", "stats.z")}; sums += vec2f(e, e * (dp - center));`)}

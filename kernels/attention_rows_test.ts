@@ -1,5 +1,18 @@
 import assert from "node:assert/strict";
-import { flashAttention, grad, key, mul, naiveAttention, randn, sum, type Tensor } from "../mod.ts";
+import {
+  type Backend,
+  cpu,
+  type DType,
+  flashAttention,
+  grad,
+  key,
+  mul,
+  naiveAttention,
+  randn,
+  sum,
+  type Tensor,
+  tensor,
+} from "../mod.ts";
 import { needAdapter } from "../testing/laws/adapter.ts";
 import { assertClose } from "../testing/mod.ts";
 import { webgpu } from "./webgpu.ts";
@@ -25,4 +38,24 @@ Deno.test("a query that sees one key has no gradient, with dropout and results t
     for (const x of gradients(q, k)) assert.ok((await x.data()).every((dx) => dx === 0), dtype);
   }
   backend.dispose();
+});
+
+Deno.test("the gradient of sinks of one query is right to one and a half roundings in the mean", async () => {
+  const gpu = await needAdapter(webgpu()), heads = 32;
+  const gradient = async (backend: Backend, dtype: DType) => {
+    const normal = async (seed: number, shape: number[]) =>
+      tensor(await randn(key(seed, { backend: gpu }), shape).data(), { shape, dtype, backend });
+    const [q, weight] = [await normal(1, [1, 1, heads, 16]), await normal(4, [1, 1, heads, 16])];
+    const [k, v, sinks] = [
+      await normal(2, [1, 40, heads, 16]),
+      await normal(3, [1, 40, heads, 16]),
+      await normal(5, [heads]),
+    ];
+    return await grad((sinks: Tensor) => sum(mul(flashAttention(q, k, v, { sinks }), weight)))(sinks).data();
+  };
+  const exact = Array.from(await gradient(cpu(), "f64")), actual = await gradient(gpu, "f32");
+  const mean = (xs: number[]) => Math.sqrt(xs.reduce((all, x) => all + x * x, 0) / xs.length);
+  const error = mean(exact.map((x, h) => actual[h] - x)) / mean(exact);
+  assert.ok(error <= 1.5 * 2 ** -23, `off by ${error / 2 ** -23} roundings`);
+  gpu.dispose();
 });
