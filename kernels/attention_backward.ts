@@ -171,6 +171,15 @@ export function probability({ careful }: Pick<AttentionBackwardParams, "careful"
   return `exp2(min(${s} - ${stats}.x - ${stats}.z, 0.0f))`;
 }
 
+/**
+ * What D is taken from, of component `x` of `dp` times `seen`, which is dropout's. With careful scores it is rounded as the
+ * rows' D was: one operation for product and difference leaves that rounding as a gradient where a query has one key. The
+ * bound, which nothing is below, keeps a compiler from making them one.
+ */
+export function keptGradient({ careful }: Pick<AttentionBackwardParams, "careful">, x: string, seen: string): string {
+  return careful && seen !== "" ? `max(dp.${x}${seen}, -3.4e38f)` : `dp.${x}${seen}`;
+}
+
 /** The products of both kernels, dPᵀ or dP in `g` and Sᵀ or S in `s`, by what stands left and right of each. */
 export function products(
   { tile, careful }: AttentionBackwardParams,

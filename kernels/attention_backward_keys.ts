@@ -3,6 +3,7 @@ import { type AttentionTile, denseOperand, operandType, outsOf } from "./attenti
 import {
   type AttentionBackwardParams,
   backwardKernel,
+  keptGradient,
   mixInto,
   operands,
   preamble,
@@ -69,9 +70,9 @@ function body(params: AttentionBackwardParams): string {
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${
           scoreText(features, s, query(c), key(r), "", careful)
         } ` +
-          `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * (dp.${x}${seen} - stats${c}.y${
-            careful ? ` + stats${c}.w` : ""
-          })${slope}; }`;
+          `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * (${
+            keptGradient(params, x, seen)
+          } - stats${c}.y${careful ? ` + stats${c}.w` : ""})${slope}; }`;
       }).join("\n")
     }
     if (edge) {

@@ -3,6 +3,7 @@ import { denseOperand, operandType, outsOf } from "./attention_common.ts";
 import {
   type AttentionBackwardParams,
   backwardKernel,
+  keptGradient,
   mixInto,
   operands,
   preamble,
@@ -50,7 +51,7 @@ function body(params: AttentionBackwardParams): string {
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
         return `{ ${scoreText(features, s, query(r), key(c), "", careful)} ` +
-          `let ds = ${probability(params, s, `stats${r}`)} * (dp.${x}${seen} - stats${r}.y${
+          `let ds = ${probability(params, s, `stats${r}`)} * (${keptGradient(params, x, seen)} - stats${r}.y${
             careful ? ` + stats${r}.w` : ""
           }); ${bias} ${s} = ds${slope}; }`;
       }).join("\n")

@@ -30,3 +30,12 @@ Deno.test("what matrices leave is not split, so that it writes nothing over what
   assert.deepEqual([left.parts, left.grad], [1, "f16"]);
   assert.match(attentionBackwardQueries(left).source, /if \(range_held\(.*\) \{ return; \}/);
 });
+
+Deno.test("with careful scores a product with dropout is rounded before D is taken from it, on devices that would fuse the two", () => {
+  const params = queries(32, false, { ...plainAttention, dropout: true });
+  const texts = [false, true].map((careful) => attentionBackwardQueries({ ...params, careful }).source);
+  assert.deepEqual(texts.map((text) => /max\(dp\.x \* kept\.x \* u\.keepScale, -3\.4e38f\) - /.test(text)), [
+    false,
+    true,
+  ]);
+});
