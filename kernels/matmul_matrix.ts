@@ -33,9 +33,9 @@
  *       loads two steps ahead, 32 registers more: 291    both sides' matrices before their products: 309    all of a step: 298
  *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
  *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
- *   Built, their speed on a card not measured yet: what is added read where it lies, instead of copied into C before;
- *   silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in turn, instead of a pass after;
- *   a compiled call's bias and activation in the store (matmul_matrix_ending.ts)
+ *   What is added read where it lies; silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in
+ *   turn; a compiled call's bias and activation in the store (matmul_matrix_ending.ts). In a prompt of 1,024 tokens of a Llama
+ *   of 1B, bf16: gate and up with their gate 300 µs (229), down with 8192 terms 130 (264), q, k and v 80 (161)
  *   1024³: 128x128 76, 128x64 113, 64x64x64 135, 64x128x64 by 32x32 144. Loops of any length around 64 baked steps, as
  *   here, do as well as the whole length baked in.
  *
