@@ -254,10 +254,7 @@ export function pickAttentionBackward(
   // Where there are registers to spare, since few workgroups are there to hide behind one another anyway. With many it
   // costs a tenth: keys 29.8 to 27.4 TFLOP/s for B4 H12 S2048.
   const stepwise = batch * kvHeads * Math.ceil(seqlenK / 64) < 256;
-  // In 16 bits D out of a rounded result costs less than the rounding of the gradients, but where dropout scales a result that
-  // few keys make: a row of one key would have no gradient but that of lse.
-  const coarse = storage.q !== "f32" && !(features.dropout && seqlenK <= 4);
-  const careful = !coarse && isFew(seqlenQ, seqlenK) && seqlenQ < 65536;
+  const careful = storage.q === "f32" && isFew(seqlenQ, seqlenK) && seqlenQ < 65536;
   const common = {
     ...operandsOf(shape, at, storage, operandOf),
     dOut: denseOperand(storage.dOut, valueDim),

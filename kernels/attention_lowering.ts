@@ -310,7 +310,7 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
       if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
     });
   };
-  const matrix = scores || picked.queries.careful
+  const matrix = scores
     ? null
     : pickAttentionMatrixBackward(call.capabilities, shape, at, storage, features, settings.softmaxScale);
   if (matrix === null) portable(picked, flops);
