@@ -172,12 +172,18 @@ export function probability({ careful }: Pick<AttentionBackwardParams, "careful"
 }
 
 /**
- * What D is taken from, of component `x` of `dp` times `seen`, which is dropout's. With careful scores it is rounded as the
- * rows' D was: one operation for product and difference leaves that rounding as a gradient where a query has one key. The
- * bound, which nothing is below, keeps a compiler from making them one.
+ * Component `x` of `dp` times `seen`, which is dropout's, less what `stats` has of its row: D, and with careful scores −dLSE by
+ * itself. There the product is rounded as the rows' D was: one operation for product and difference leaves that rounding as a
+ * gradient where a query has one key. The bound, which nothing is below, keeps a compiler from making them one.
  */
-export function keptGradient({ careful }: Pick<AttentionBackwardParams, "careful">, x: string, seen: string): string {
-  return careful && seen !== "" ? `max(dp.${x}${seen}, -3.4e38f)` : `dp.${x}${seen}`;
+export function lessD(
+  { careful }: Pick<AttentionBackwardParams, "careful">,
+  x: string,
+  seen: string,
+  stats: string,
+): string {
+  if (!careful) return `(dp.${x}${seen} - ${stats}.y)`;
+  return `(${seen === "" ? `dp.${x}` : `max(dp.${x}${seen}, -3.4e38f)`} - ${stats}.y + ${stats}.w)`;
 }
 
 /** The products of both kernels, dPᵀ or dP in `g` and Sᵀ or S in `s`, by what stands left and right of each. */

@@ -3,7 +3,7 @@ import { type AttentionTile, denseOperand, operandType, outsOf } from "./attenti
 import {
   type AttentionBackwardParams,
   backwardKernel,
-  keptGradient,
+  lessD,
   mixInto,
   operands,
   preamble,
@@ -70,9 +70,9 @@ function body(params: AttentionBackwardParams): string {
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${
           scoreText(features, s, query(c), key(r), "", careful)
         } ` +
-          `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * (${
-            keptGradient(params, x, seen)
-          } - stats${c}.y${careful ? ` + stats${c}.w` : ""})${slope}; }`;
+          `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * ${
+            lessD(params, x, seen, `stats${c}`)
+          }${slope}; }`;
       }).join("\n")
     }
     if (edge) {

@@ -3,7 +3,7 @@ import { denseOperand, operandType, outsOf } from "./attention_common.ts";
 import {
   type AttentionBackwardParams,
   backwardKernel,
-  keptGradient,
+  lessD,
   mixInto,
   operands,
   preamble,
@@ -51,9 +51,9 @@ function body(params: AttentionBackwardParams): string {
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
         return `{ ${scoreText(features, s, query(r), key(c), "", careful)} ` +
-          `let ds = ${probability(params, s, `stats${r}`)} * (${keptGradient(params, x, seen)} - stats${r}.y${
-            careful ? ` + stats${r}.w` : ""
-          }); ${bias} ${s} = ds${slope}; }`;
+          `let ds = ${probability(params, s, `stats${r}`)} * ${
+            lessD(params, x, seen, `stats${r}`)
+          }; ${bias} ${s} = ds${slope}; }`;
       }).join("\n")
     }
     if (edge) {

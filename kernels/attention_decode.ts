@@ -41,7 +41,6 @@ import {
   floor,
   isEven,
   lseBits,
-  masked,
   operandName,
   operandOf,
   operandReader,
@@ -57,6 +56,7 @@ import {
   changesScores,
   dropoutText,
   featureFunctions,
+  hiddenText,
   isEdge,
   keyRange,
   keyRow,
@@ -297,14 +297,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       : ""
   }
     if (${isEdge(features, "q0", rows, "k0", step)}) {
-      ${
-    cells((r, n) => {
-      const s = score(r, n), seen = visible(features, `i${r}`, key(n));
-      return `${
-        careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, ${seen}); ` : ""
-      }${s} = select(${masked}, ${s}, ${seen});`;
-    })
-  }
+      ${cells((r, n) => hiddenText(score(r, n), visible(features, `i${r}`, key(n)), careful))}
     }
     ${
     perRow((r) =>

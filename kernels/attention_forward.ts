@@ -46,7 +46,6 @@ import {
   fits,
   floor,
   lseBits,
-  masked,
   operandName,
   operandOf,
   operandReader,
@@ -66,6 +65,7 @@ import {
   changesScores,
   dropoutText,
   featureFunctions,
+  hiddenText,
   isEdge,
   keyRange,
   keyRow,
@@ -191,14 +191,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       : ""
   }
     if (${isEdge(features, "q0", queryTile, "k0", keyTile)}) {
-      ${
-    cells((r, c) => {
-      const s = `s${r}_${c}`, seen = visible(features, row(r), column(c));
-      return `${
-        careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, ${seen}); ` : ""
-      }${s} = select(${masked}, ${s}, ${seen});`;
-    }).join("\n")
-  }
+      ${cells((r, c) => hiddenText(`s${r}_${c}`, visible(features, row(r), column(c)), careful)).join("\n")}
     }
     ${perRow((r) => `var x${r} = ${each(columns, (c) => `s${r}_${c}`).reduce((a, b) => `max(${a}, ${b})`)};`)}
     ${reduceRows(tx, subgroups, each(rows, (r) => `x${r}`), (a, b) => `max(${a}, ${b})`)}

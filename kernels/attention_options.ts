@@ -275,6 +275,12 @@ export function changesScores({ softcap, alibi, bias, mask }: AttentionFeatures)
   return softcap || alibi || bias !== "none" || mask;
 }
 
+/** Statements that hide a score, of one float or two, where `seen` is false. */
+export function hiddenText(s: string, seen: string, careful: boolean): string {
+  const low = lowOf(s), hide = `${s} = select(${masked}, ${s}, ${seen});`;
+  return careful ? `${low} = select(0.0f, ${low}, ${seen}); ${hide}` : hide;
+}
+
 /**
  * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh.
  *
@@ -303,8 +309,7 @@ export function scoreText(
       : careful
       ? joinProductText(s, `bias_one(${at("bias")})`, "1.4426950408889634f")
       : `${s} += bias_one(${at("bias")}) * 1.4426950408889634f;`,
-    mask && careful ? `${lowOf(s)} = select(0.0f, ${lowOf(s)}, mask[${at("mask")}] != 0u);` : "",
-    mask ? `${s} = select(${masked}, ${s}, mask[${at("mask")}] != 0u);` : "",
+    mask ? hiddenText(s, `mask[${at("mask")}] != 0u`, careful) : "",
   ].filter((text) => text !== "").join(" ");
 }
 

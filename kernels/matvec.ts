@@ -102,6 +102,10 @@ function body(tile: MatvecTile, parts: MatvecParts, ids: readonly string[]): str
   const firsts = gated ? each(rows, (r) => `g${r}`) : [], sums = [...firsts, ...each(rows, (r) => `s${r}`)];
   // Teams share the squares of several rows of x, since each has but its own rows of the weights to add up besides.
   const squares = norm === null ? 0 : Math.ceil(m / teams);
+  const owns = m === 1 ? [] : each(
+    squares,
+    (j) => `let own${j} = u.x + min(begin + min(team + ${j * teams}u, ${m - 1}u), u.m - 1u) * ${halves}u * u.loads;`,
+  );
   const all = [...sums.flatMap((s) => each(m, (i) => `${s}_${i}`)), ...each(squares, (j) => `q${j}`)];
   // Whichever is less work.
   const scaled = norm === null ? null : m > sums.length ? "weights" : "x";
@@ -209,14 +213,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
   let first_row = (wid.z * u.groups + wid.y) * ${teams * rows}u; let begin = wid.x * ${m}u;
   let row = first_row + team * ${rows}u;
   ${each(m, (i) => `let x${i} = u.x + min(begin + ${i}u, u.m - 1u) * ${halves}u * u.loads;`).join(" ")}
-  ${
-    m === 1 ? "" : each(
-      squares,
-      (j) => `let own${j} = u.x + min(begin + min(team + ${j * teams}u, ${m - 1}u), u.m - 1u) * ${halves}u * u.loads;`,
-    ).join(
-      " ",
-    )
-  }
+${owns.join(" ")}
   ${all.map((s) => `var ${s} = 0.0f;`).join(" ")}
   ${work}
   ${shuffles}
@@ -227,12 +224,12 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(local_invocation_index) li: 
 /** The tile for rows of k elements: what was fastest on an H200, for one row of x in a chain of all of a model's layers. */
 export function pickMatvec(
   { subgroupSize, maxInvocations }: Pick<Capabilities, "subgroupSize" | "maxInvocations">,
-  { k, sections, dtype, m, gated, blocks = 1 }: Pick<MatvecParts, "dtype" | "m" | "gated"> & {
+  { k, sections, dtype, m, gated, blocks }: Pick<MatvecParts, "dtype" | "m" | "gated"> & {
     readonly k: number;
     /** Rows of each weight. */
     readonly sections: readonly number[];
     /** Workgroups that stream the same rows for other rows of x. */
-    readonly blocks?: number;
+    readonly blocks: number;
   },
 ): MatvecTile {
   /** The most rows, up to so many, that every weight has a multiple of. */
