@@ -30,9 +30,16 @@
  *       B1 H8 S2048, full                                       27.1 / 22.7 ─▶ 29.8 / 32.1
  *       causal                                                  15.9 / 15.9 ─▶ 28.5 / 29.4
  *       B1 H12 S4096, full                                      29.8 / 24.9 ─▶ 29.8 / 32.9
- * All together 5.8 ms, 22 TFLOP/s as counted; causal (29.3 / 30.8) 3.0 ms, 21. D 128: 30.3 / 37.1, 256: 30.3 / 34.0;
- * D 128 causal 27.4 / 28.7, in two parts 28.4 / 30.7: two vec4f a row of each result leave room for fewer workgroups, and
- * the last ones end alone.
+ *   v5  few workgroups: dP and S by eights, and D with them, since naive products of these sizes are sums of few parts. Of 240
+ *       f32 cases of the grid 9 missed their bound in dq or dk, then none; in the mean dq from 0.44 of it to 0.30
+ *       B1 H8 S1024, µs: D 64 219 / 119 ─▶ 225 / 136, causal 124 / 76 ─▶ 127 / 93; D 128 323 / 218 ─▶ 337 / 252
+ *       keys by 8×8 a thread then: 202 / –, causal 168, D 128 833. Sums of results apart as well: dq no better
+ * All together 5.8 ms, 22 TFLOP/s as counted; causal (29.3 / 30.8) 3.0 ms, 21. D 256: 30.3 / 34.0.
+ * D 128: two vec4f a row of each result leave room for fewer workgroups, and causal's last ones end alone. µs, full / causal:
+ *   keys     16×8 threads of 8×4: 6792 / 3741    32×4: 6527 / 3556 ◀    16×16 of 4×4: 10025 / 5322    16×8 of 4×8: 6873 / 4015
+ *   queries  16×16 of 8×8, chunks of 32: 4300 ◀ / 2551    32×8 of 8×4: 4515 / 2454 ◀    16×8 of 8×4: 5167 / 2690
+ *            32×4 of 8×8: 5139 / 2939    16×8 of 4×8: 4939 / 2599    16×16 of 8×4: 5899 / 3100
+ * All together 10.9 / 6.06 ms, 23.7 / 21.2 TFLOP/s as counted, beside 22.2 / 21.0 of D 64 in that run.
  *
  * Against naive attention, f32 B1 H12 S4096 D64: 6.2 ms beside 4.9, causal 3.1 beside 6.2. Naive needs four products (103
  * GFLOP) and 4 GB; seven are 180 GFLOP, 2.9 ms if nothing but FMAs ran, so a factor of four is not to be had in f32.
@@ -63,7 +70,8 @@ import {
 } from "./attention_common.ts";
 import { isSoftware, lanesMost, lanesTile } from "./attention_lanes.ts";
 import { type AttentionOrder, gridOf, pickParts } from "./attention_parts.ts";
-import { isFew, rowsPerGroup } from "./attention_rows.ts";
+import { isFew, rowsPerGroup, sumsOfD } from "./attention_rows.ts";
+import { fewKeys } from "../tensor/attention_options.ts";
 import {
   attentionKernel,
   type AttentionSettings,
@@ -71,7 +79,7 @@ import {
   featureFunctions,
   keyRow,
 } from "./attention_options.ts";
-import { dotProduct, mixProduct, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
+import { dotProduct, mixProduct, type Sums, tileMemory, type TileRows, workgroupBytes } from "./attention_tiles.ts";
 import { carefulFunctions, lowOf, powerOf } from "./attention_careful.ts";
 import { each, type Kernel } from "./kernel.ts";
 
@@ -86,8 +94,11 @@ export interface AttentionBackwardParams extends AttentionOperands, AttentionOrd
   readonly parts: number;
   /** A tile's sums are made apart and then added, for fewer roundings in a row and more registers. */
   readonly stepwise: boolean;
-  /** Scores in two floats and powers to the last digit, where few rows or few keys average nothing: see `attentionBackwardNorms`. */
-  readonly careful: boolean;
+  /**
+   * How scores and dP are summed: plain, both by eights, or careful, where few rows or few keys average nothing: scores in
+   * two floats and powers to the last digit (see `attentionBackwardNorms`), dP by eights.
+   */
+  readonly sums: Sums;
   /** Queries kernel only: also write dS, f32 [B, H, Sq, Sk], where a query sees a key. */
   readonly dBias: boolean;
 }
@@ -103,7 +114,7 @@ export function attentionBackwardMemory(params: AttentionBackwardParams): number
 }
 
 function nameOf(kind: "keys" | "queries", params: AttentionBackwardParams): string[] {
-  const { tile, headDim, valueDim, q, k, v, dOut, grad, longFirst, parts, stepwise, careful, dBias } = params;
+  const { tile, headDim, valueDim, q, k, v, dOut, grad, longFirst, parts, stepwise, sums, dBias } = params;
   return [
     `attention_backward_${kind}_d${headDim}x${valueDim}_${tileName(tile)}`,
     ...[q, k, v, dOut].map(operandName),
@@ -111,7 +122,7 @@ function nameOf(kind: "keys" | "queries", params: AttentionBackwardParams): stri
     ...(longFirst ? ["long"] : []),
     ...(parts > 1 ? ["split"] : []),
     ...(stepwise ? ["stepwise"] : []),
-    ...(careful ? ["careful"] : []),
+    ...(sums === "plain" ? [] : [sums]),
     ...(dBias ? ["dbias"] : []),
   ];
 }
@@ -135,7 +146,7 @@ export function backwardKernel(
       parts: "u32",
       batch: "u32",
       gradScale: "f32",
-      ...(params.careful ? { scaleLow: "f32" } : {}),
+      ...(params.sums === "careful" ? { scaleLow: "f32" } : {}),
     },
     requires: params.tile.lanes ? ["subgroups"] : [],
   }, body);
@@ -155,7 +166,7 @@ ${operandReader("dOut", dOut, valueDim)}
 ${writerFunctions(grad)}
 ${outputs.map(([name, size]) => operandWriter(name, denseOperand(grad, size), size)).join("\n")}
 ${featureFunctions(features)}
-${params.careful ? carefulFunctions : ""}
+${params.sums === "careful" ? carefulFunctions : ""}
 ${tileMemory(tile, outsMost(params))}
 @compute @workgroup_size(${threads(tile)})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li: u32) {
@@ -166,8 +177,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
  * The probability of a score of the row whose numbers stand in `stats`. It is none above 1: an lse beyond 2^31 is rounded by so
  * much that the power alone would overflow.
  */
-export function probability({ careful }: Pick<AttentionBackwardParams, "careful">, s: string, stats: string): string {
-  if (careful) return `min(${powerOf(s, `${stats}.x`, `${stats}.z`)}, 1.0f)`;
+export function probability({ sums }: Pick<AttentionBackwardParams, "sums">, s: string, stats: string): string {
+  if (sums === "careful") return `min(${powerOf(s, `${stats}.x`, `${stats}.z`)}, 1.0f)`;
   return `exp2(min(${s} - ${stats}.x - ${stats}.z, 0.0f))`;
 }
 
@@ -177,18 +188,18 @@ export function probability({ careful }: Pick<AttentionBackwardParams, "careful"
  * gradient where a query has one key. The bound, which nothing is below, keeps a compiler from making them one.
  */
 export function lessD(
-  { careful }: Pick<AttentionBackwardParams, "careful">,
+  { sums }: Pick<AttentionBackwardParams, "sums">,
   x: string,
   seen: string,
   stats: string,
 ): string {
-  if (!careful) return `(dp.${x}${seen} - ${stats}.y)`;
+  if (sums !== "careful") return `(dp.${x}${seen} - ${stats}.y)`;
   return `(${seen === "" ? `dp.${x}` : `max(dp.${x}${seen}, -3.4e38f)`} - ${stats}.y + ${stats}.w)`;
 }
 
 /** The products of both kernels, dPᵀ or dP in `g` and Sᵀ or S in `s`, by what stands left and right of each. */
 export function products(
-  { tile, careful }: AttentionBackwardParams,
+  { tile, sums }: AttentionBackwardParams,
   g: readonly [TileRows, TileRows],
   s: readonly [TileRows, TileRows],
 ): string {
@@ -197,9 +208,9 @@ export function products(
   return [
     clear("g"),
     clear("s"),
-    ...(careful ? [clear(lowOf("s"))] : []),
-    dotProduct(tile, "g", ...g, careful ? "eights" : "plain"),
-    dotProduct(tile, "s", ...s, careful ? "careful" : "plain"),
+    ...(sums === "careful" ? [clear(lowOf("s"))] : []),
+    dotProduct(tile, "g", ...g, sumsOfD(sums)),
+    dotProduct(tile, "s", ...s, sums),
   ].join("\n");
 }
 
@@ -222,13 +233,13 @@ export function mixInto(
 
 /** The four operands as rows of a tile, queries from `q0`, keys from `k0`, and q as scores want it. */
 export function operands(
-  { headDim, valueDim, dOut, features, careful }: AttentionBackwardParams,
+  { headDim, valueDim, dOut, features, sums }: AttentionBackwardParams,
 ): Record<"q" | "scaled" | "k" | "v" | "dOut", TileRows> {
   const queries = { first: "q0", limit: "sq" }, keys = { first: "k0", limit: "sk" };
   const q = { name: "q", size: headDim, start: (i: string) => `qBase + ${i} * u.qSeq`, ...queries };
   return {
     q,
-    scaled: careful ? q : { ...q, scale: " * u.scale" },
+    scaled: sums === "careful" ? q : { ...q, scale: " * u.scale" },
     k: { name: "k", size: headDim, start: (j) => keyRow(features, "k", j), ...keys },
     v: { name: "v", size: valueDim, start: (j) => keyRow(features, "v", j), ...keys },
     dOut: {
@@ -260,13 +271,16 @@ export function pickAttentionBackward(
   // Where there are registers to spare, since few workgroups are there to hide behind one another anyway. With many it
   // costs a tenth: keys 29.8 to 27.4 TFLOP/s for B4 H12 S2048.
   const stepwise = batch * kvHeads * Math.ceil(seqlenK / 64) < 256;
-  const careful = storage.q === "f32" && isFew(seqlenQ, seqlenK) && seqlenQ < 65536;
+  // In 16 bits D out of a rounded result costs less than the rounding of the gradients, but where few keys make a row.
+  const careful = (seqlenK <= fewKeys || storage.q === "f32" && isFew(seqlenQ, seqlenK)) && seqlenQ < 65536;
+  const eights = stepwise && storage.q === "f32" && !isSoftware(capabilities.subgroupSize);
+  const sums: Sums = careful ? "careful" : eights ? "eights" : "plain";
   const common = {
     ...operandsOf(shape, at, storage, operandOf),
     dOut: denseOperand(storage.dOut, valueDim),
     features: { ...features, sinks: false },
     longFirst: features.window,
-    careful,
+    sums,
   };
   const choose = (
     tiles: readonly AttentionTile[],
@@ -292,7 +306,7 @@ export function pickAttentionBackward(
     }
     throw new RangeError(`[attention] no tile of head size ${headDim} fits ${capabilities.maxWorkgroupMemory} bytes`);
   };
-  const { keys, queries } = backwardTiles(capabilities, shape, features, careful);
+  const { keys, queries } = backwardTiles(capabilities, shape, features, sums);
   return {
     keys: choose(keys, batch * kvHeads, [seqlenK, seqlenQ], false),
     queries: choose(queries, batch * heads, [seqlenQ, seqlenK], dBias),
@@ -304,11 +318,11 @@ function backwardTiles(
   { subgroupSize }: AttentionCapabilities,
   { batch, heads, seqlenQ, seqlenK, headDim, valueDim }: AttentionShape,
   { window, dropout }: AttentionFeatures,
-  careful: boolean,
+  sums: Sums,
 ): { keys: AttentionTile[]; queries: AttentionTile[] } {
   const dim = Math.max(headDim, valueDim), many = batch * heads * Math.ceil(seqlenQ / 128) >= 256;
   const last = dim <= 128 ? [tileOf(8, 8, 4, 4, 8), tileOf(8, 4, 4, 4, 8)] : [tileOf(16, 4, 4, 4, 8)];
-  if (careful) return { keys: last, queries: last };
+  if (sums === "careful") return { keys: last, queries: last };
   if (isSoftware(subgroupSize)) { // a large text takes seconds to compile
     const worth = batch * heads * seqlenQ * seqlenK > 2 ** 21 && dim <= 128;
     const large = dim <= lanesMost && !dropout ? lanesTile(subgroupSize) : tileOf(8, 16, 8, 8, 8);
@@ -320,7 +334,10 @@ function backwardTiles(
     : dim <= 96
     ? { keys: [tileOf(8, 16, 4, 8)], queries: [tileOf(8, 16, 8, 8)] }
     : dim <= 128
-    ? { keys: [tileOf(16, 8, 8, 4)], queries: [...(many ? [tileOf(16, 16, 8, 8, 32)] : []), tileOf(16, 8, 8, 8)] }
+    ? {
+      keys: [...(many ? [tileOf(32, 4, 8, 4)] : []), tileOf(16, 8, 8, 4)],
+      queries: [...(many ? [window ? tileOf(32, 8, 8, 4) : tileOf(16, 16, 8, 8, 32)] : []), tileOf(16, 8, 8, 8)],
+    }
     : dim <= 192
     ? { keys: [tileOf(16, 8, 4, 8)], queries: [tileOf(16, 8, 8, 8)] }
     : { keys: [tileOf(32, 4, 8, 4)], queries: [tileOf(32, 4, 8, 8)] };

@@ -28,7 +28,7 @@ export function attentionBackwardKeys(params: AttentionBackwardParams): Kernel {
 }
 
 function body(params: AttentionBackwardParams): string {
-  const { tile, headDim, valueDim, features, parts, careful } = params;
+  const { tile, headDim, valueDim, features, parts, sums } = params;
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim), outsV = outsOf(tile, valueDim);
   const keyTile = ty * rows, queryTile = tx * columns;
@@ -68,7 +68,7 @@ function body(params: AttentionBackwardParams): string {
         const c = n * 4 + i, s = `s${r}_${c}`;
         const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${
-          scoreText(features, s, query(c), key(r), "", careful)
+          scoreText(features, s, query(c), key(r), "", sums === "careful")
         } ` +
           `let e = ${probability(params, s, `stats${c}`)}; p.${x} = e${seen}; ${s} = e * ${
             lessD(params, x, seen, `stats${c}`)

@@ -28,7 +28,7 @@ export function attentionBackwardQueries(params: AttentionBackwardParams): Kerne
 }
 
 function body(params: AttentionBackwardParams): string {
-  const { tile, headDim, features, parts, careful, dBias } = params;
+  const { tile, headDim, features, parts, sums, dBias } = params;
   const { tx, ty, rows, columns } = tile;
   const outsK = outsOf(tile, headDim);
   const queryTile = ty * rows, keyTile = tx * columns;
@@ -50,7 +50,7 @@ function body(params: AttentionBackwardParams): string {
         ];
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";
-        return `{ ${scoreText(features, s, query(r), key(c), "", careful)} ` +
+        return `{ ${scoreText(features, s, query(r), key(c), "", sums === "careful")} ` +
           `let ds = ${probability(params, s, `stats${r}`)} * ${
             lessD(params, x, seen, `stats${r}`)
           }; ${bias} ${s} = ds${slope}; }`;

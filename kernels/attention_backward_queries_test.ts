@@ -33,7 +33,7 @@ Deno.test("what matrices leave is not split, so that it writes nothing over what
 
 Deno.test("with careful scores a product with dropout is rounded before D is taken from it, on devices that would fuse the two", () => {
   const params = queries(32, false, { ...plainAttention, dropout: true });
-  const texts = [false, true].map((careful) => attentionBackwardQueries({ ...params, careful }).source);
+  const texts = (["plain", "careful"] as const).map((sums) => attentionBackwardQueries({ ...params, sums }).source);
   assert.deepEqual(texts.map((text) => /max\(dp\.x \* kept\.x \* u\.keepScale, -3\.4e38f\) - /.test(text)), [
     false,
     true,

@@ -24,6 +24,10 @@
  *       the next chunk loaded early: 32.0, 256×64: 34.2
  *   v6  few workgroups share the keys of a tile (attention_parts.ts), the combining kernel included:
  *       B1 H12 S4096  25.4 / 26.9 ─▶ 30.2 / 32.3      B1 H8 S2048  22.7 / 11.5 ─▶ 31.5 / 26.7
+ *   v7  few workgroups: scores by eights, since naive products of these sizes are sums of few parts. Of 240 f32 cases of the
+ *       grid 11 missed their bound in out by up to a quarter, then none; in the mean from 0.50 of it to 0.30. B1 H8 S1024:
+ *       80 µs ─▶ 86, causal 71 ─▶ 73, D 128 146 ─▶ 153. Each alone instead, misses: scale behind the sum 2, sums of a tile
+ *       apart before they join out 10, exp2 to the last digit 8
  * f16 and bf16: 33.0 and 33.4 / 29.7; 256×64, chunks of 32: 33.5 and 33.9 ◀ / 29.1.
  * D 80: 33.2, 128: 35.7 / 31.6 (two parts 32.6), 192: 38.6, 256: 34.5.
  *
@@ -251,11 +255,10 @@ export function pickAttentionForward(
   features: AttentionFeatures,
 ): AttentionForwardParams {
   const { headDim, valueDim, batch, heads, seqlenQ, seqlenK } = shape;
-  const sums: Sums = !isFew(seqlenQ, seqlenK)
-    ? "plain"
-    : storage.q === "f32" && storage.k === "f32"
-    ? "careful"
-    : "eights";
+  const full = storage.q === "f32" && storage.k === "f32", few = isFew(seqlenQ, seqlenK);
+  // Eights where there are registers to spare, since few workgroups are there to hide behind one another anyway.
+  const spare = batch * heads * Math.ceil(seqlenQ / 64) < 256 && !isSoftware(capabilities.subgroupSize);
+  const sums: Sums = few && full ? "careful" : few || full && spare ? "eights" : "plain";
   const common = {
     ...operandsOf(shape, at, storage, operandOf),
     longFirst: features.window,

@@ -76,6 +76,22 @@ Deno.test("attention reads four numbers at a time exactly where all strides allo
   for (const name of ["offset", "batch", "seq", "head"] as const) assert.equal(pick({ [name]: at.q[name] + 2 }), 1);
 });
 
+Deno.test("scores are summed by eights where few workgroups share a GPU, and not on a software adapter", () => {
+  const sums = (heads: number, subgroupSize: number, type: AttentionStorage) => {
+    const { shape, at } = shapeOf(64, 48, 256), of = { q: type, k: type, v: type, out: type };
+    return pickAttentionForward(
+      { ...devices[8], subgroupSize },
+      { ...shape, heads, kvHeads: heads },
+      at,
+      of,
+      plainAttention,
+    )
+      .sums;
+  };
+  assert.deepEqual([sums(8, 32, "f32"), sums(256, 32, "f32")], ["eights", "plain"]);
+  assert.deepEqual([sums(8, 8, "f32"), sums(8, 32, "f16")], ["plain", "plain"]);
+});
+
 Deno.test("an attention kernel's name changes with everything that its text depends on", () => {
   const { shape, at } = shapeOf(64, 48, 128);
   const base = pickAttentionForward(devices[8], shape, at, storage, plainAttention);
@@ -105,8 +121,10 @@ Deno.test("an attention kernel's name changes with everything that its text depe
     { ...base, subgroups: !base.subgroups },
     { ...base, longFirst: !base.longFirst },
     { ...base, parts: 1 },
-    { ...base, sums: "eights" as const },
-    { ...base, sums: "careful" as const },
+    ...(["plain", "eights", "careful"] as const).filter((sums) => sums !== base.sums).map((sums) => ({
+      ...base,
+      sums,
+    })),
   ];
   const kernels = variants.map(attentionForward);
   assert.equal(new Set(kernels.map(({ name }) => name)).size, variants.length);

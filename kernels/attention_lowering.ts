@@ -288,10 +288,10 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
     valueDim,
     out: denseOperand(storageOf(out.dtype), valueDim),
     dOut: denseOperand(storage.dOut, valueDim),
-    careful: picked.queries.careful,
+    sums: picked.queries.sums,
   });
   dispatchNamed(call, rowsKernel, views, plan.rows);
-  if (picked.queries.careful) {
+  if (picked.queries.sums === "careful") {
     const norms = { ...picked.queries, features: { ...picked.queries.features, sinks: found.sinks !== undefined } };
     dispatchNamed(call, attentionBackwardNorms(norms), views, plan.norms);
   }
@@ -310,7 +310,7 @@ export function lowerAttentionBackward(call: Lowering<FlashBackwardParams>): voi
       if (parts !== targets[i]) lowerReduce(call, "sum", parts, [0], targets[i]);
     });
   };
-  const matrix = scores
+  const matrix = scores || picked.queries.sums === "careful"
     ? null
     : pickAttentionMatrixBackward(call.capabilities, shape, at, storage, features, settings.softmaxScale);
   if (matrix === null) portable(picked, flops);

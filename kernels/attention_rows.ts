@@ -24,7 +24,7 @@ import {
   visible,
 } from "./attention_options.ts";
 import { carefulFunctions, lowOf, powerOf } from "./attention_careful.ts";
-import { rowProduct } from "./attention_tiles.ts";
+import { rowProduct, type Sums } from "./attention_tiles.ts";
 import { type Kernel, kernel } from "./kernel.ts";
 
 /** Rows that one workgroup of the rows kernel takes. */
@@ -36,7 +36,7 @@ export interface AttentionRowsParams {
   readonly out: AttentionOperand;
   readonly dOut: AttentionOperand;
   /** As in the kernels that D is for. */
-  readonly careful: boolean;
+  readonly sums: Sums;
 }
 
 /**
@@ -46,9 +46,10 @@ export interface AttentionRowsParams {
  * A rounded lse·log₂e would cost p more digits than lse itself has lost: factors of 12 bits have an exact product. D is
  * summed in the order of the products that it is subtracted from, so that a row with one key has gradient 0 exactly.
  */
-export function attentionBackwardRows({ valueDim, out, dOut, careful }: AttentionRowsParams): Kernel {
+export function attentionBackwardRows({ valueDim, out, dOut, sums }: AttentionRowsParams): Kernel {
+  const careful = sums === "careful";
   const name = `attention_backward_rows_d${valueDim}_${operandName(out)}_${operandName(dOut)}` +
-    (careful ? "_careful" : "");
+    (sums === "plain" ? "" : `_${sums}`);
   const all = rowsPerGroup;
   return kernel(name, {
     reads: { out: operandType(out), dOut: operandType(dOut), lse: "f32", dLse: "f32" },
@@ -67,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
       valueDim,
       `out_at(row * ${valueDim / out.unit}u, d4)`,
       `dOut_at(row * ${valueDim / dOut.unit}u, d4)`,
-      careful ? "eights" : "plain",
+      sumsOfD(sums),
     )
   }
   let i = row / u.heads; let h = row % u.heads;
@@ -82,6 +83,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
   };
   rowStats[at] = select(vec4f(1e30f, 0.0f, 0.0f, 0.0f), stats, natural > -1e30f);
 }`);
+}
+
+/** How D and dP are summed, where scores are summed so. */
+export function sumsOfD(sums: Sums): Sums {
+  return sums === "plain" ? "plain" : "eights";
 }
 
 /** log₂e to 12 bits. */
@@ -167,7 +173,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) li
     let total = parts[0].x + sink; let over = total - 1.0f;
     // log₂ of what is nearly 1, where a device's own may be off by 2⁻²¹.
     let change = over * (1.0f - over * (0.5f - over * 0.33333333f)) * 1.4426950408889634f;
-    let d = center + (parts[0].y - sink * center) / total;
+    let d = center + (parts[0].y - sink * center) / max(total, 1e-37f);
     rowStats[lseAt + i] = vec4f(stats.x, d, stats.z + select(0.0f, change, abs(over) < 0.01f), stats.w);
   }
 }`;

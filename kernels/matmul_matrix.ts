@@ -32,6 +32,8 @@
  *       96x128 by 48x64, three workgroups: 248    128x160 264, 160x128 247 (TN 268)    256x128 281 (TN 307), 128x256 282
  *       loads two steps ahead, 32 registers more: 291    both sides' matrices before their products: 309    all of a step: 298
  *       lines of 128 bytes for A, every second step: 274    storage bound read_write: 261    bands of 1 to 16 rows: 303 to 305
+ *       on a day of 312: loads one after each fourth of the products 306; A's matrices out of storage, without a slice, 99,
+ *       B's 142; two slices by index 125, 128x256x16 118
  *       slices in panels of 8 columns without pad, units of 16x8x8: half; those units reach 456 from registers
  *   What is added read where it lies; silu(gate) · up by the store, from slices of B whose rows are the gate's and up's in
  *   turn; a compiled call's bias and activation in the store (matmul_matrix_ending.ts). In a prompt of 1,024 tokens of a Llama

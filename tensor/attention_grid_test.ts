@@ -185,8 +185,13 @@ function named(pattern: string): Case[] {
   return Array.from({ length: total }, (_, n) => caseAt(n)).filter((c) => whole.test(nameOf(c)));
 }
 
-/** Cases that missed the rule once: few scores decide there. */
-const missed = ["f32 Sq8 Sk60 H3/1 D40 dropout", "f32 Sq24 Sk32 H2/2 D40 softcap"];
+/** Cases that missed the rule once: few scores decide there, the rounding of out, or long sums on a large GPU. */
+const missed = [
+  "f32 Sq8 Sk60 H3/1 D40 dropout",
+  "f32 Sq24 Sk32 H2/2 D40 softcap",
+  "f16 Sq239 Sk1 H2/2 D59 dropout",
+  "f32 Sq113 Sk203 H3/1 D40 window",
+];
 
 const backends: Record<string, { open: () => Promise<Backend>; few: number }> = {
   cpu: { open: () => Promise.resolve(cpu()), few: 4 },

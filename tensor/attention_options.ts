@@ -59,6 +59,12 @@ export interface AttentionParams {
   readonly optional: readonly OptionalInput[];
 }
 
+/**
+ * Keys up to which D is Σ P∘dP rather than Σ dO∘O, the same number but for what O was rounded by. Of one key dS = P∘(dP − D)
+ * is nothing but dLSE, and with dropout the rounding of a 16-bit O would pass for a gradient.
+ */
+export const fewKeys = 4;
+
 /** Sizes of one call. */
 export interface AttentionSizes {
   /** Batch rows, or sequences of varying length. */

@@ -3,7 +3,7 @@
  * keys that a row cannot see are never touched, sums in f64, nothing of size Sq×Sk.
  */
 import type { NdArray } from "./op.ts";
-import type { AttentionParams, AttentionSizes, OptionalInput } from "./attention_options.ts";
+import { type AttentionParams, type AttentionSizes, fewKeys, type OptionalInput } from "./attention_options.ts";
 import { dropThreshold } from "./attention_dropout.ts";
 import { philox4x32 } from "./philox.ts";
 import { broadcastLayout, type Layout } from "./shape.ts";
@@ -253,8 +253,8 @@ export interface AttentionGradients {
 }
 
 /**
- * The gradients, P again from lse: D_i = Σ dO∘O − dLSE_i; dV = Pᵀ·dO; dS = P∘(dO·Vᵀ − D); dQ = scale·dS·K;
- * dK = scale·dSᵀ·Q.
+ * The gradients, P again from lse: D_i = Σ dO∘O − dLSE_i (see {@linkcode fewKeys}); dV = Pᵀ·dO; dS = P∘(dO·Vᵀ − D);
+ * dQ = scale·dS·K; dK = scale·dSᵀ·Q.
  */
 export function attendBackward(
   problem: Problem,
@@ -284,17 +284,24 @@ export function attendBackward(
           const norm = lse.data[lseAt + i];
           if (norm === -Infinity) continue;
           const [from, to] = keysOf(sequence, params.window, i);
-          let delta = -dLse.data[lseAt + i];
-          for (let d = i * valueDim; d < (i + 1) * valueDim; d++) delta += dOuts[d] * outs[d];
-          sinkSum[h] -= Math.exp(scores.sink - norm) * delta;
           products(queries, i * headDim, keys, headDim, from, to, s);
           scores.finish(i, from, to, s);
           scores.drop(i, from, to, factors);
           // lse may be rounded, far from zero by much: no probability is above 1.
           for (let j = from; j < to; j++) p[j] = Math.exp(Math.min(0, s[j] - norm));
-          products(dOuts, i * valueDim, values, valueDim, from, to, s); // s is now dP
+          products(dOuts, i * valueDim, values, valueDim, from, to, s);
+          for (let j = from; j < to; j++) s[j] *= factors[j]; // s is now dP
+          const sink = Math.exp(scores.sink - norm);
+          let delta = 0;
+          if (sizes.seqlenK <= fewKeys) {
+            let total = sink;
+            for (let j = from; j < to; j++) [delta, total] = [delta + p[j] * s[j], total + p[j]];
+            if (total > 0) delta /= total;
+          } else for (let d = i * valueDim; d < (i + 1) * valueDim; d++) delta += dOuts[d] * outs[d];
+          delta -= dLse.data[lseAt + i];
+          sinkSum[h] -= sink * delta;
           for (let j = from; j < to; j++) {
-            s[j] = p[j] * (s[j] * factors[j] - delta);
+            s[j] = p[j] * (s[j] - delta);
             p[j] *= factors[j];
           }
           spread(p, dOuts, i * valueDim, valueDim, from, to, valueSum);
