@@ -66,7 +66,7 @@ function body(params: AttentionBackwardParams): string {
     ${
       components.map((x, i) => {
         const c = n * 4 + i, s = `s${r}_${c}`;
-        const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * (1.0f - t * t)" : ""];
+        const [seen, slope] = [features.dropout ? ` * kept` : "", features.softcap ? " * t.y" : ""];
         return `{ ${features.dropout ? `let kept = ${kept(r, c)};` : ""} ${
           scoreText(features, s, query(c), key(r), "", sums === "careful")
         } ` +

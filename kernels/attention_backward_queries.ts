@@ -46,7 +46,7 @@ function body(params: AttentionBackwardParams): string {
         const c = n * 4 + i, s = `s${r}_${c}`;
         const [seen, slope] = [
           features.dropout ? ` * kept.${x} * u.keepScale` : "",
-          features.softcap ? " * (1.0f - t * t)" : "",
+          features.softcap ? " * t.y" : "",
         ];
         const at = `dBias[(biasAt + ${query(r)}) * u.sk + ${key(c)}]`;
         const bias = dBias ? `if (${visible(features, query(r), key(c))} && ${query(r)} < sq) { ${at} = ds; }` : "";

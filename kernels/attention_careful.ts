@@ -45,9 +45,9 @@ export function scaleText(s: string): string {
   return timesText(s, s, "u.scale", `fma(${s}, u.scaleLow, ${lowOf(s)} * u.scale)`);
 }
 
-/** Statements that cap a score of which `t` is the tanh. */
+/** Statements that cap a score of which `t` is the tanh and its slope. */
 export function cappedText(s: string): string {
-  return timesText(s, "t", "u.softcap", `${lowOf(s)} * (1.0f - t * t) * u.softcap`);
+  return timesText(s, "t.x", "u.softcap", `${lowOf(s)} * t.y * u.softcap`);
 }
 
 /** A score becomes the product of two expressions and what `low` says beside it, `s` rounded as one float would be. */

@@ -209,7 +209,7 @@ export function scoresText(
           (e) =>
             `{ let ${walked} = ${first} + ${unit.column} + ${half * 4 + e}u; var s = x${n}[${e}]; ${
               scoreText(features, "s", "i", "j")
-            } x${n}[${e}] = s; ${features.softcap ? `slope${n}[${e}] = 1.0f - t * t;` : ""} }`,
+            } x${n}[${e}] = s; ${features.softcap ? `slope${n}[${e}] = t.y;` : ""} }`,
         )
       )
       : []),

@@ -184,13 +184,21 @@ export function featureFunctions(features: AttentionFeatures): string {
   ].filter((text) => text !== "").join("\n");
 }
 
-/** tanh by its series near 0, where 1 − 2/(e²ˣ+1) cancels, and without overflow far out. */
-const tanhFunction = `fn attention_tanh(x: f32) -> f32 {
+/**
+ * tanh and its slope, by w = 2/(e²ˣ + 1): 1 − w and w·(2 − w), of which the first cancels near 0, where Cephes' polynomial
+ * serves, and the second nowhere: 1 − tanh² would lose what a large score's slope consists of. A step of Newton's mends what a
+ * GPU's division is off by, which a softcap multiplies.
+ */
+const tanhFunction = `fn attention_tanh(x: f32) -> vec2f {
   let a = abs(x); let z = x * x;
-  let near = a + a * z * (-0.33333333f + z * (0.13333333f + z * (-0.053968254f + z * (0.021869488f
-    + z * (-0.008863236f + z * 0.003592128f)))));
-  let far = 1.0f - 2.0f / (exp2(min(a, 30.0f) * 2.8853901f) + 1.0f);
-  return select(far, near, a < 0.4f) * sign(x);
+  var p = fma(z, -5.70498872745e-3f, 2.06390887954e-2f);
+  p = fma(p, z, -5.37397155531e-2f);
+  p = fma(p, z, 1.33314422036e-1f);
+  p = fma(p, z, -3.33332819422e-1f);
+  let d = exp2(min(a, 30.0f) * 2.8853901f) + 1.0f;
+  var w = 2.0f / d;
+  w = fma(fma(-w, d, 2.0f), 0.5f * w, w);
+  return vec2f(select(1.0f - w, fma(p * z, a, a), a < 0.625f) * sign(x), w * (2.0f - w));
 }`;
 
 /**
@@ -282,7 +290,7 @@ export function hiddenText(s: string, seen: string, careful: boolean): string {
 }
 
 /**
- * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh.
+ * Statements that turn the product `s` into the score of (i, j); `t` is then softcap's tanh and its slope.
  *
  * @param suffix of the names that `locateScores` declared
  * @param careful the score has two floats, as attention_careful.ts has them, and is not yet scaled
@@ -302,7 +310,7 @@ export function scoreText(
     `${name}Base${suffix} + min(${i}, sq - 1u) * u.${name}Row + min(${j}, sk - 1u) * u.${name}Column`;
   return [
     careful ? scaleText(s) : "",
-    softcap ? `let t = attention_tanh(${s}); ${careful ? cappedText(s) : `${s} = t * u.softcap;`}` : "",
+    softcap ? `let t = attention_tanh(${s}); ${careful ? cappedText(s) : `${s} = t.x * u.softcap;`}` : "",
     !alibi ? "" : careful ? joinProductText(s, `-slope${suffix}`, distance) : `${s} -= slope${suffix} * ${distance};`,
     bias === "none"
       ? ""
